@@ -34,6 +34,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 token: "SWMTKN-1-none".to_owned(),
                 csr_pem: "none".to_owned(),
                 hostname: "x\n".repeat(HOSTNAME_BYTES / 2),
+                availability: String::new(),
             };
             if MembershipClient::new(channel).join(request).await.is_ok() {
                 eprintln!("join_flood: a call without a token was answered with a certificate");

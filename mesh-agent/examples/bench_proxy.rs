@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use mesh_admission::refusals::Refusals;
 use mesh_agent::control_link::relay_keys::{RelayKey, RelayKeys};
 use mesh_agent::lb::loads::Loads;
 use mesh_agent::proxy::{Proxy, ProxySettings, UdpLimits};
@@ -79,7 +80,7 @@ async fn main() -> Result<()> {
         udp_limits: UdpLimits::default(),
         drain_limit: Duration::from_secs(1),
     };
-    let (proxy, relay) = Proxy::bind(settings, views, keys, Arc::new(Loads::default()))?;
+    let (proxy, relay) = Proxy::bind(settings, views, keys, Arc::new(Loads::default()), Refusals::new()?)?;
     let (applied, _applied) = watch::channel(0);
     proxy.run(relay, applied, CancellationToken::new()).await;
     Ok(())

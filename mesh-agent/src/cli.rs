@@ -54,10 +54,12 @@ pub struct RunArgs {
     /// route]; the one with this node's address is added in any case.
     #[arg(long, env = "MESH_INTERFACE", value_name = "IF", value_delimiter = ',')]
     pub interface: Vec<String>,
-    /// Managers to connect to.
+    /// Managers to connect to. Without any, and without a join token, the node is in no cluster
+    /// until `docker swarm join` on its socket.
     #[arg(long, env = "MESH_MANAGER", value_name = "IP:PORT", value_delimiter = ',', value_parser = manager)]
     pub manager: Vec<SocketAddr>,
-    /// File with the join token; needed until the node has joined.
+    /// File with the join token, which is read until the node has joined. After `docker swarm
+    /// leave` it counts no more: use `docker swarm join`.
     #[arg(long, env = "MESH_JOIN_TOKEN_FILE", value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
     /// Socket of the local Docker engine.

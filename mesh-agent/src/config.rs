@@ -138,7 +138,7 @@ impl Config {
         }
         let name = match args.name {
             Some(name) => name,
-            None => machine_fact("/proc/sys/kernel/hostname")?,
+            None => hostname()?,
         };
         let mut config = Self {
             name,
@@ -216,6 +216,14 @@ impl Config {
             .find(|manager| self.control_socket.is_some() && manager.ip() == IpAddr::V4(self.address))
             .copied()
     }
+}
+
+/// This machine's name.
+///
+/// # Errors
+/// The kernel doesn't tell it.
+pub fn hostname() -> Result<String, ConfigError> {
+    machine_fact("/proc/sys/kernel/hostname")
 }
 
 /// The local address from which the first IPv4 manager would be reached. Sends no packet.

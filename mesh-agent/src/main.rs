@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use mesh_agent::cli::{Cli, Command};
-use mesh_agent::config::Config;
 use mesh_agent::{app, uninstall};
 use mesh_runtime::{log, settings};
 
@@ -23,8 +22,7 @@ fn check(cli: Cli) -> anyhow::Result<()> {
         Some(Command::Uninstall(_)) => return Ok(()),
     };
     log::check(&args.log)?;
-    Config::new(args)?;
-    Ok(())
+    app::check(args)
 }
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
@@ -37,6 +35,5 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         }
     };
     log::start(&args.log)?;
-    let config = Config::new(args)?;
-    mesh_runtime::run(app::run(config))
+    mesh_runtime::run(app::run(args))
 }

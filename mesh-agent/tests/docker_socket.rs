@@ -20,6 +20,7 @@ use mesh_admission::door::Door;
 use mesh_admission::figures::Listener;
 use mesh_admission::refusals::Refusals;
 use mesh_agent::docker_api::{self, Upstreams};
+use mesh_agent::enrolment::{Call, Desk, EnrolmentError, LocalState};
 use mesh_agent::view::NodeView;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -31,6 +32,7 @@ struct Served {
     socket: PathBuf,
     shutdown: CancellationToken,
     _view: watch::Sender<Arc<NodeView>>,
+    desk: Desk,
 }
 
 impl Served {
@@ -41,17 +43,19 @@ impl Served {
         let shutdown = CancellationToken::new();
         let view = Arc::new(NodeView::new("node7".into(), Ipv4Addr::new(10, 0, 0, 7)));
         let (sender, view) = watch::channel(view);
+        let (desk, enrolment) = Desk::new(LocalState::Active);
         let upstreams = Upstreams {
             engine: engine.socket(),
             control: Some(engine.path("control.sock")),
             view,
             attachments: Arc::default(),
+            enrolment,
         };
         let listener = runtime.block_on(async { docker_api::bind(&socket, "") }).unwrap();
         let door =
             Door::new(Listener::DockerSocket, Listener::DockerSocket.figures(), Refusals::new().unwrap());
         runtime.spawn(docker_api::serve(listener, upstreams, door, shutdown.clone()));
-        Self { runtime, socket, shutdown, _view: sender }
+        Self { runtime, socket, shutdown, _view: sender, desk }
     }
 
     fn docker(&self, arguments: &[&str]) -> Output {
@@ -315,4 +319,74 @@ fn ping(socket: &Path) -> String {
         .output()
         .unwrap();
     stdout(&output).to_lowercase()
+}
+
+#[test]
+fn a_node_in_no_cluster_answers_as_swarms_inactive_node() {
+    let Some(engine) = engine::start() else { return };
+    let mut served = Served::start(&engine);
+    served.desk.state.send_replace(LocalState::Inactive);
+    // A manager that waits for its cluster is no manager yet.
+    served.start_control(&engine.path("control.sock"));
+
+    let info =
+        stdout(&served.docker(&["info", "-f", "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}}"]));
+    assert_eq!(info, "inactive false");
+    assert!(ping(&served.socket).contains("swarm: inactive"), "ping says {}", ping(&served.socket));
+    let no_manager = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect \
+                      this node to swarm and try again.";
+    for words in [
+        &["service", "ls"][..],
+        &["node", "ls"],
+        &["swarm", "join-token", "worker"],
+        &["network", "create", "-d", "overlay", "over"],
+    ] {
+        let refused = served.docker(words);
+        assert!(stderr(&refused).contains(no_manager), "docker {words:?}: {}", stderr(&refused));
+    }
+    assert!(served.docker(&["network", "create", "plain"]).status.success(), "the engine's own networks");
+    let token = format!("SWMTKN-1-{}-{}", "0f".repeat(32), "a".repeat(25));
+    for (words, expected) in [
+        (&["swarm", "join", "--token", "SWMTKN-1-x", "10.0.0.1:2377"][..], "invalid join token"),
+        (
+            &["swarm", "join", "--token", &token, "--advertise-addr", "eth77", "10.0.0.1:2377"],
+            "advertise address must be a non-zero IP address or network interface (with optional port number)",
+        ),
+        (&["swarm", "join", "--token", &token, "10.0.0.1:x"], "invalid remoteAddr \"10.0.0.1:x\""),
+    ] {
+        let refused = served.docker(words);
+        assert!(stderr(&refused).contains(expected), "docker {words:?}: {}", stderr(&refused));
+    }
+
+    // The calls that reach the desk bring back its answers.
+    let Served { runtime, desk, socket, .. } = &mut served;
+    let call = |words: &[&str], outcome: Result<(), EnrolmentError>, desk: &mut Desk| {
+        let (socket, words) =
+            (socket.clone(), words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        let cli = std::thread::spawn(move || {
+            docker(&socket, &words.iter().map(String::as_str).collect::<Vec<_>>(), "")
+        });
+        let seen = match runtime.block_on(desk.next()) {
+            Call::Join(order, reply) => {
+                reply.send(outcome).unwrap();
+                format!("join {:?}", order.remotes)
+            }
+            Call::Leave { force, reply } => {
+                reply.send(outcome).unwrap();
+                format!("leave {force}")
+            }
+        };
+        (seen, cli.join().unwrap())
+    };
+    let (seen, said) = call(&["swarm", "leave", "--force"], Err(EnrolmentError::NotMember), desk);
+    assert_eq!(seen, "leave true");
+    assert!(stderr(&said).contains("This node is not part of a swarm"), "{}", stderr(&said));
+    let (seen, said) = call(&["swarm", "join", "--token", &token, "m1"], Err(EnrolmentError::Timeout), desk);
+    assert_eq!(seen, r#"join ["m1:2377"]"#);
+    assert!(stderr(&said).contains("Timeout was reached before node joined."), "{}", stderr(&said));
+    let (_, said) = call(&["swarm", "join", "--token", &token, "m1"], Ok(()), desk);
+    assert_eq!(stdout(&said), "This node joined a swarm as a worker.", "{}", stderr(&said));
+    desk.state.send_replace(LocalState::Active);
+    let again = served.docker(&["swarm", "join", "--token", &token, "m1"]);
+    assert!(stderr(&again).contains("This node is already part of a swarm."), "{}", stderr(&again));
 }

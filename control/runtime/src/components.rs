@@ -36,6 +36,13 @@ impl Components {
         Self { faults: debug_faults.then(Faults::default), ..Self::default() }
     }
 
+    /// Components of a phase of the daemon, which end before it does, or with it. A fault of one of
+    /// them is the phase's: [`Components::wait`] of the phase returns it.
+    #[must_use]
+    pub fn phase(&self) -> Self {
+        Self { root: self.root.child_token(), faults: self.faults.clone(), ..Self::default() }
+    }
+
     /// Cancelled when the daemon stops.
     pub fn stopping(&self) -> &CancellationToken {
         &self.root
@@ -165,6 +172,30 @@ mod tests {
         let error = components.wait(LIMIT).await.expect_err("a fault").to_string();
         assert!(error.contains("faulty"), "expected the first fault, saw: {error}");
         assert!(begun.elapsed() <= Duration::from_secs(1), "it took {:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_phase_ends_before_the_daemon_or_with_it() {
+        let daemon = Components::default();
+        let waiting = |components: &Components| {
+            let stopping = components.stopping().clone();
+            components.spawn("waiting", async move {
+                stopping.cancelled().await;
+                Ok(())
+            });
+        };
+        let (first, second, third) = (daemon.phase(), daemon.phase(), daemon.phase());
+        for components in [&daemon, &first, &second] {
+            waiting(components);
+        }
+        first.stopping().cancel();
+        first.wait(LIMIT).await.expect("a phase ends by itself");
+        assert!(!daemon.stopping().is_cancelled(), "the daemon ended with its phase");
+        third.spawn("faulty", async { Err(anyhow!("broken")) });
+        third.wait(LIMIT).await.expect_err("a fault of the phase");
+        daemon.stopping().cancel();
+        second.wait(LIMIT).await.expect("a phase ends with the daemon");
+        daemon.wait(LIMIT).await.expect("a clean end");
     }
 
     #[tokio::test(start_paused = true)]

@@ -127,6 +127,11 @@ impl Mailbox {
         self.liveness.insert(node, heard);
     }
 
+    /// Drops what was reported of whether `node` is heard.
+    pub fn drop_heard(&mut self, node: &NodeId) {
+        self.liveness.remove(node);
+    }
+
     /// Adds the description that `node` sent of itself.
     pub fn put_description(&mut self, node: NodeId, description: NodeDescription, address: IpAddr) {
         self.descriptions.insert(node, (description, address));

@@ -21,7 +21,7 @@ use mesh_admission::text::Outside;
 use mesh_state::codec;
 use mesh_state::ids::NodeId;
 use mesh_state::keys;
-use mesh_state::node::{Availability, Node, NodeDescription, NodeRole, NodeSpec};
+use mesh_state::node::{Availability, Node, NodeDescription, NodeSpec};
 use mesh_state::proto::membership_server::Membership;
 use mesh_state::proto::{JoinRequest, JoinResponse, RenewExpiredRequest, RenewResponse};
 use mesh_state::store::{Compare, Op, TxnOutcome};
@@ -86,12 +86,13 @@ impl Membership for Admission {
                 "the join token is not this cluster's: get one with `docker swarm join-token worker`",
             ));
         };
+        let availability = availability(&request.availability)?;
         let id = NodeId::random(&mut rand::rng());
         let certificate_pem = self
             .authority
             .sign_member(&request.csr_pem, &id, role, self.context.certificate_life(), Utc::now())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        self.record(&id, role, &request.hostname).await?;
+        self.record(&id, NodeSpec { role, availability, ..NodeSpec::default() }, &request.hostname).await?;
         info!(node = %id, hostname = %Outside(&request.hostname), role = role.as_str(), ?peer, "a node joined");
         Ok(Response::new(JoinResponse {
             node_id: id.to_string(),
@@ -123,12 +124,24 @@ fn check_lengths(request: &JoinRequest) -> Result<(), Status> {
     Ok(())
 }
 
+/// The availability that a node asks for as it joins; an agent that asks for none takes tasks.
+fn availability(asked: &str) -> Result<Availability, Status> {
+    match asked {
+        "" | "active" => Ok(Availability::Active),
+        "pause" => Ok(Availability::Pause),
+        "drain" => Ok(Availability::Drain),
+        _ => Err(Status::invalid_argument(
+            "the availability of a node that joins is active, pause or drain".to_owned(),
+        )),
+    }
+}
+
 impl Admission {
-    async fn record(&self, id: &NodeId, role: NodeRole, hostname: &str) -> Result<(), Status> {
+    async fn record(&self, id: &NodeId, spec: NodeSpec, hostname: &str) -> Result<(), Status> {
         let now = Utc::now();
         let node = Node {
             id: id.clone(),
-            spec: NodeSpec { role, availability: Availability::Active, ..NodeSpec::default() },
+            spec,
             description: NodeDescription { hostname: hostname.to_owned(), ..NodeDescription::default() },
             address: None,
             subnet: None,

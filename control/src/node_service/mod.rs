@@ -16,6 +16,7 @@ mod attachments;
 mod deliveries;
 mod end;
 mod ends;
+mod leaving;
 pub mod loads;
 mod logs;
 pub mod mailbox;

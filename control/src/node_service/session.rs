@@ -7,6 +7,7 @@
 //! Left to others: writing reports ([`super::recorder`]).
 
 mod hearing;
+mod managers;
 mod member_keys;
 mod reported;
 mod unacknowledged;
@@ -93,6 +94,9 @@ pub(super) struct Session {
     /// the one in use first.
     takes_cookies: bool,
     told_keys: Option<(Vec<u64>, bool)>,
+    /// Whether the node's agent takes the managers' addresses, and those that it was sent.
+    takes_managers: bool,
+    told_managers: Vec<String>,
     unacknowledged: Unacknowledged,
     /// Since when the node sends messages and has its engine; `None` while it is silent.
     heard_since: Option<Timestamp>,
@@ -135,6 +139,8 @@ impl Session {
             sent_table: None,
             takes_cookies: false,
             told_keys: None,
+            takes_managers: false,
+            told_managers: Vec::new(),
             unacknowledged: Unacknowledged::default(),
             heard_since: None,
             engine_away: false,
@@ -202,7 +208,9 @@ impl Session {
             Ok(Err(status)) => return Err(SessionEnd::Broken(Box::new(status))),
             Err(_) => return Err(SessionEnd::Protocol("no hello came in time")),
         };
-        let Some(Up::Hello(Hello { description_json, address, table_generation })) = message.body else {
+        let Some(Up::Hello(Hello { description_json, address, table_generation, takes_managers })) =
+            message.body
+        else {
             return Err(SessionEnd::Protocol("the first message must be a hello"));
         };
         let description = report::read_description(&description_json)?;
@@ -223,6 +231,7 @@ impl Session {
         }
         self.had_generation = table_generation;
         self.takes_cookies = description.takes_cookies;
+        self.takes_managers = takes_managers;
         self.last_heard = Instant::now();
         let node = self.node.clone();
         self.reports.leave(|mailbox| mailbox.put_description(node, description, IpAddr::V4(address)));
@@ -251,6 +260,7 @@ impl Session {
             self.note_heard();
         }
         self.send_member_keys(&snapshot).await?;
+        self.send_managers(&snapshot).await?;
         let sealer = Arc::clone(&self.sealer);
         let open = |sealed: &Sealed| match sealer.open(REGISTRY_AUTH, sealed) {
             Ok(opened) => Some(RegistryAuth(String::from_utf8_lossy(&opened).into_owned())),

@@ -20,7 +20,7 @@ use mesh_state::node::NodeState;
 use mesh_state::proto::node_service_server::NodeService;
 use mesh_state::proto::{
     AgentMessage, AttachRequest, AttachResponse, ControlMessage, DetachRequest, DetachResponse, EndsTaken,
-    LogBatch, LogsTaken, RenewRequest, RenewResponse, TaskStatuses,
+    LeaveRequest, LeaveResponse, LogBatch, LogsTaken, RenewRequest, RenewResponse, TaskStatuses,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,6 +32,7 @@ use tracing::info;
 use super::attachments;
 use super::end::{no_cluster, not_a_member};
 use super::ends;
+use super::leaving;
 use super::logs;
 use super::mailbox::Heard;
 use super::membership::Admission;
@@ -111,6 +112,13 @@ impl Sessions {
             place.leave(was_heard);
         });
         messages
+    }
+
+    /// Ends the node's session, if it has one here.
+    fn end(&self, node: &NodeId) {
+        if let Some(token) = self.live().get(node) {
+            token.cancel();
+        }
     }
 
     /// Refuses a node that opens sessions too often: each session is logged, and begins with whole
@@ -238,6 +246,13 @@ impl NodeService for SessionService {
         let node = self.member(&request).await?;
         let cluster = &self.0.context.cluster;
         Ok(Response::new(attachments::detach(cluster, &node, request.get_ref()).await?))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        let node = self.member(&request).await?;
+        self.0.end(&node);
+        leaving::record(&self.0.context.cluster, &self.0.context.reports, &node, Utc::now()).await?;
+        Ok(Response::new(LeaveResponse {}))
     }
 }
 

@@ -5,6 +5,7 @@
 mod admission;
 mod delivery;
 mod emptied;
+mod leaving;
 mod logs;
 mod propagation;
 mod renewal;

@@ -20,7 +20,7 @@ use crate::lb::loads::Loads;
 use crate::proxy::Proxy;
 use crate::task::load::LoadMeter;
 use crate::task::network::{Draining, RunningTask, StartingTask, TaskNetwork, TaskNetworkError};
-use mesh_runtime::{Components, error_chain, supervisor};
+use mesh_runtime::{Components, error_chain};
 
 /// Loads and attaches the kernel programs, unless `--datapath userspace`. Blocks.
 ///
@@ -129,18 +129,24 @@ pub(super) async fn report_applied(
     }
 }
 
-/// Starts telling systemd how the agent is: ready once the table of `generation`, with which it
-/// starts, carries traffic.
-pub(super) fn start_telling_systemd(
+/// Starts telling whether the agent is ready: once the table of `generation`, with which it starts,
+/// carries traffic.
+pub(super) fn start_telling_readiness(
     components: &Components,
     mut applied: watch::Receiver<u64>,
     generation: u64,
+    ready: watch::Sender<bool>,
 ) {
-    let carries = async move {
-        // If its sender has gone, the agent is stopping.
-        let _stopping = applied.wait_for(|applied| *applied >= generation).await;
-    };
-    components.spawn("systemd", supervisor::keep_told(carries, components.stopping().clone()));
+    let stop = components.stopping().clone();
+    components.spawn("readiness", async move {
+        let carries = applied.wait_for(|applied| *applied >= generation);
+        // If its sender has gone, the member is stopping.
+        if matches!(stop.run_until_cancelled(carries).await, Some(Ok(_))) {
+            ready.send_replace(true);
+        }
+        stop.cancelled().await;
+        Ok(())
+    });
 }
 
 /// Connects tasks to the kernel programs; the proxy reaches tasks without that.

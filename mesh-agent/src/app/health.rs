@@ -138,6 +138,7 @@ fn task_name(view: &NodeView, id: BackendId) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use mesh_admission::refusals::Refusals;
     use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
     use mesh_state::ids::NodeId;
@@ -189,7 +190,8 @@ mod tests {
         let (_, views) = watch::channel(Arc::new(view));
         let (_, keys) = watch::channel(RelayKeys::default());
         let (proxy, _) =
-            Proxy::bind(settings, views.clone(), keys, Arc::default()).expect("some port is free");
+            Proxy::bind(settings, views.clone(), keys, Arc::default(), Refusals::new().expect("a counter"))
+                .expect("some port is free");
         PassiveHealth { views, proxy, datapath: None, ejected: watch::Sender::default() }
     }
 

@@ -3,22 +3,27 @@
 //! Invariant: what carries traffic never waits for this module.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use arc_swap::ArcSwapOption;
 use ipnet::Ipv4Net;
 use mesh_runtime::Components;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::QUEUE;
 use super::carriers::MeshNetwork;
 use super::described::DescriptionFollower;
 use super::overlap::{HostNetworks, watch_overlaps};
-use super::{QUEUE, State};
+use super::state::State;
 use crate::config::{Config, mtu};
 use crate::control_link::attach::Attacher;
 use crate::control_link::identity::Identity;
+use crate::control_link::join::Newcomer;
+use crate::control_link::managers::Managers;
+use crate::control_link::place::Place;
 use crate::control_link::renewal::Renewal;
 use crate::control_link::{Link, LinkChannels, join_any};
 use crate::datapath::Datapath;
@@ -57,7 +62,7 @@ pub(super) struct Membership {
     pub(super) local: Arc<LocalTasks>,
     /// Takes what lets clients put containers on the cluster's networks, once this node is a
     /// member.
-    pub(super) attachments: Arc<OnceLock<Arc<Attachments>>>,
+    pub(super) attachments: Arc<ArcSwapOption<Attachments>>,
 }
 
 impl Membership {
@@ -88,7 +93,8 @@ impl Membership {
         }
         let token = self.config.join_token()?;
         tracing::info!(managers = ?self.config.managers, "join the cluster");
-        let joined = join_any(&self.config.managers, &token, &self.config.name, shutdown).await;
+        let newcomer = Newcomer::from(self.config.name.as_str());
+        let joined = join_any(&self.config.managers, &token, &newcomer, shutdown).await;
         if let Some(identity) = &joined {
             identity.store(&self.config.data_dir)?;
         }
@@ -178,16 +184,22 @@ impl Membership {
             logs: engine,
             engine_away,
         };
-        let identity = keep_renewed(components, &self.config, identity, self.node);
-        let attacher = Attacher::new(self.config.managers.clone(), identity.clone());
-        start_attachments(components, &self.attachments, self.config.engine, (attacher, networks, views));
-        let link = Link::new(self.config.managers, identity, channels);
-        components.spawn("control link", async move {
-            link.run(shutdown).await;
-            Ok(())
-        });
+        let managers = keep_managers(components, &self.config).await?;
+        let identity = keep_renewed(components, &self.config, managers.clone(), (identity, self.node));
+        let attaching = (Attacher::new(managers.clone(), identity.clone()), networks, views);
+        start_attachments(components, &self.attachments, self.config.engine, attaching);
+        start_link(components, Link::new(managers, identity, channels));
         Ok(())
     }
+}
+
+/// Starts keeping sessions with managers.
+fn start_link(components: &Components, link: Link) {
+    let stop = components.stopping().clone();
+    components.spawn("control link", async move {
+        link.run(stop).await;
+        Ok(())
+    });
 }
 
 /// The node's properties for its containers' templates and labels.
@@ -216,16 +228,32 @@ fn start_overlap_watch(
     (overlaps, host_networks)
 }
 
+/// Starts storing the managers that this node is told of. Returns them.
+async fn keep_managers(components: &Components, config: &Config) -> anyhow::Result<Managers> {
+    let managers = Managers::from(config.managers.clone());
+    let directory = config.data_dir.clone();
+    let place = tokio::task::spawn_blocking(move || Place::load(&directory)).await??.unwrap_or_default();
+    // A node that joins by its flags after it left has its note removed with the first write.
+    let place = Place { left: false, ..place };
+    let (directory, stop) = (config.data_dir.clone(), components.stopping().clone());
+    let keeping = managers.clone().keep(directory, place, stop);
+    components.spawn("managers' addresses", async move {
+        keeping.await;
+        Ok(())
+    });
+    Ok(managers)
+}
+
 /// Starts renewing the certificate. Returns the current identity.
 fn keep_renewed(
     components: &Components,
     config: &Config,
-    identity: Identity,
-    facts: watch::Sender<NodeFacts>,
+    managers: Managers,
+    (identity, facts): (Identity, watch::Sender<NodeFacts>),
 ) -> watch::Receiver<Identity> {
     let stop = components.stopping();
     let (identity, renewed) = watch::channel(identity);
-    let renewal = Renewal { managers: config.managers.clone(), data_dir: config.data_dir.clone(), identity };
+    let renewal = Renewal { managers, data_dir: config.data_dir.clone(), identity };
     let stopped = stop.clone();
     components.spawn("certificate", async move { Ok(renewal.run(stopped).await?) });
     components.spawn("certificate's facts", tell_facts(renewed.clone(), facts, stop.clone()));
@@ -235,11 +263,12 @@ fn keep_renewed(
 /// Lets clients put containers on the cluster's networks, and starts keeping track of these.
 fn start_attachments(
     components: &Components,
-    served: &OnceLock<Arc<Attachments>>,
+    served: &ArcSwapOption<Attachments>,
     engine: PathBuf,
     (attacher, networks, views): (Attacher, Arc<Networks>, watch::Receiver<Arc<NodeView>>),
 ) {
-    let attachments = Arc::clone(served.get_or_init(|| Attachments::new(attacher, networks, views)));
+    let attachments = Attachments::new(attacher, networks, views);
+    served.store(Some(Arc::clone(&attachments)));
     let stop = components.stopping().clone();
     components.spawn("attachments", async move {
         keep_attachments(attachments, engine, stop).await;

@@ -1,53 +1,43 @@
-//! Wires the agent: which components there are, and the channels between them. No decisions.
+//! Wires the agent: what runs as long as the process does, and what a member of a cluster runs
+//! beside it.
 //!
-//! Invariants: sockets are bound before anything runs, so that a clash is an error at once; a node
-//! that has joined answers names from what is on its disk before its programs are loaded, and
-//! carries traffic before any manager is reached; stopping leaves programs, pins and tasks as they
-//! are.
+//! Code map: [`life`] goes from being alone to being a member and back; [`member`] starts what a
+//! member runs, [`membership`] the part of it that needs managers; [`departure`] takes mesh off the
+//! node when it leaves.
+//!
+//! Invariant: `docker.sock` is served as long as the process runs, whatever the node's membership.
 
 mod carriers;
+mod departure;
 mod described;
 mod descriptors;
 mod health;
+mod life;
+mod member;
 mod membership;
 mod overlap;
+mod state;
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use arc_swap::ArcSwapOption;
 use mesh_admission::door::Door;
-use mesh_admission::figures::{Figures, Listener};
+use mesh_admission::figures::Listener;
 use mesh_admission::refusals::Refusals;
-use mesh_runtime::{Components, follow_signals};
-use mesh_state::ids::{BackendId, NodeId};
-use prometheus::Registry;
-use prometheus::process_collector::ProcessCollector;
-use tokio::net::{TcpListener, UnixListener};
+use mesh_runtime::{Components, follow_signals, supervisor};
+use mesh_state::ids::NodeId;
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 
-use crate::admin::{self, Admin};
+use crate::cli::RunArgs;
 use crate::config::Config;
-use crate::control_link::cache::{self, Cached};
-use crate::control_link::identity::Identity;
-use crate::control_link::relay_keys::RelayKeys;
-use crate::datapath::Datapath;
 use crate::docker_api::{self, Attachments, Upstreams};
-use crate::lb::loads::Loads;
-use crate::metrics::progress::Progress;
-use crate::metrics::{AgentCollector, NodeFacts};
-use crate::names::counts::Counts;
-use crate::names::{self, Names};
-use crate::proxy::carry_over::{self, StoredCounters};
-use crate::proxy::{Listening, Proxy};
-use crate::task::cache::TaskCache;
-use crate::task::local::LocalTasks;
+use crate::enrolment::{Desk, Enrolment, LocalState};
 use crate::view::NodeView;
-use health::PassiveHealth;
-use membership::Membership;
-use mesh_runtime::error_chain;
+use descriptors::Room;
 use mesh_runtime::private_file::create_private_dir;
 
 /// How long stopping waits for all components to end.
@@ -55,341 +45,97 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// Task statuses and assignments that may wait in their queues.
 const QUEUE: usize = 256;
 
-/// State that the components share; each item has one writer.
-struct State {
+/// What lives as long as the process.
+struct Process {
+    args: RunArgs,
+    components: Components,
+    room: Room,
+    refusals: Refusals,
+    /// Whether the agent does what it can do at its start; systemd waits for it.
+    ready: watch::Sender<bool>,
+    /// The node's view of the mesh; empty while it is in no cluster.
     view: watch::Sender<Arc<NodeView>>,
-    relay_keys: watch::Sender<RelayKeys>,
-    connected: watch::Sender<bool>,
-    expelled: watch::Sender<bool>,
-    applied: watch::Receiver<u64>,
-    loads: Arc<Loads>,
-}
-
-/// Sockets, bound before anything runs.
-struct Sockets {
-    metrics: TcpListener,
-    docker: UnixListener,
-    relay: Listening,
+    /// Containers on the cluster's networks, while the node is a member.
+    attachments: Arc<ArcSwapOption<Attachments>>,
 }
 
 /// Runs the agent until it gets a signal to stop.
 ///
 /// # Errors
 /// The agent can't start, or a component failed.
-pub async fn run(mut config: Config) -> anyhow::Result<()> {
-    create_private_dir(&config.data_dir)
-        .with_context(|| format!("make the data directory {}", config.data_dir.display()))?;
-    let room = descriptors::make_room(config.proxy.connections_max);
-    config.proxy.connections_max = room.connections;
-    let identity = Identity::load(&config.data_dir)?;
-    if identity.is_none() {
-        // A bad token is an error at once, not only when a manager answers.
-        config.join_token()?;
-    }
-    let (first_view, first_keys) = first_state(&config, identity.as_ref());
-    let resumes_at = first_view.generation;
-    let (view, views) = watch::channel(Arc::new(first_view));
-    let (relay_keys, keys) = watch::channel(first_keys);
-    let loads = Arc::new(Loads::default());
-    let (proxy, relay) = Proxy::bind(config.proxy.clone(), views.clone(), keys.clone(), Arc::clone(&loads))?;
-    match carry_over::load(&config.data_dir) {
-        Ok(before) => proxy.ledger().resume(&before),
-        Err(error) => tracing::warn!(error = %error_chain(&error), "the proxy counts from zero"),
-    }
-    let sockets = Sockets { relay, metrics: bind_metrics(&config).await?, docker: bind_docker(&config)? };
-    let components = Components::new(config.debug_faults);
-    let (refusals, counts) = (proxy.refusals().clone(), Counts::new()?);
-    // Before the programs, as the kernel's check of them takes seconds on a busy node: meanwhile
-    // those of an earlier agent forward packets, but nothing else answers names.
-    let local = Arc::new(restored_tasks(&config, identity.as_ref()).await?);
-    let served = (room.names, refusals.clone(), counts.clone());
-    start_names(&components, views.clone(), Arc::clone(&local), served);
-    let (opening, known) = (config.clone(), Arc::clone(&loads));
-    let datapath = tokio::task::spawn_blocking(move || carriers::open_datapath(&opening, known)).await??;
-    let datapath_name = carriers::datapath_name(datapath.as_deref());
-    tracing::info!(
-        node = config.name,
-        address = %config.address,
-        datapath = datapath_name,
-        resumes = resumes_at > 0,
-        "mesh-agent starts"
-    );
-
-    components.spawn("signals", follow_signals(components.stopping().clone()));
-    let applied = start_carriers(&components, &proxy, datapath.clone(), sockets.relay, &views)?;
-    let (node, node_facts) = watch::channel(first_facts(&config, datapath_name));
-    let kept = start_keeping_counters(&components, config.data_dir.clone(), &proxy);
-    carriers::start_telling_systemd(&components, applied.clone(), resumes_at);
-    let (connected, is_connected) = watch::channel(false);
-    let (expelled, is_expelled) = watch::channel(false);
-    let ejected = start_health(&components, &proxy, datapath.clone(), &views);
-    let collector = |progress| AgentCollector {
-        view: views.clone(),
-        applied: applied.clone(),
-        connected: is_connected,
-        node: node_facts,
-        proxy: Arc::clone(&proxy),
-        kept,
-        datapath: datapath.clone(),
-        loads: Arc::clone(&loads),
-        ejected,
-        progress,
-        backends: config.metrics_backends,
+pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    create_private_dir(&args.data_dir)
+        .with_context(|| format!("make the data directory {}", args.data_dir.display()))?;
+    // Settings that can't work are an error at once, not only when a manager answers.
+    let begins = life::present(&args)?;
+    let state = if begins.is_some() { LocalState::Active } else { LocalState::Inactive };
+    let room = descriptors::make_room(usize::try_from(args.proxy_connections_max).unwrap_or(usize::MAX));
+    let process = Process {
+        components: Components::new(args.debug_faults),
+        room,
+        refusals: Refusals::new()?,
+        ready: watch::Sender::new(false),
+        view: watch::Sender::new(Arc::new(no_view())),
+        attachments: Arc::default(),
+        args,
     };
-    let metrics_door = Door::new(Listener::AgentMetrics, room.metrics, refusals.clone());
-    let docker_door = Door::new(Listener::DockerSocket, room.docker, refusals.clone());
-    start_admin(&components, sockets.metrics, metrics_door, (&refusals, &counts), is_expelled, collector)?;
-    let attachments = Arc::<OnceLock<_>>::default();
-    let upstreams = upstreams_of(&config, views.clone(), &attachments);
-    start_docker_api(&components, sockets.docker, docker_door, upstreams);
-    start_telling_manager(&components, &config, views.clone());
-    start_cache(&components, config.data_dir.clone(), views, keys);
-    let state = State { view, relay_keys, connected, expelled, applied, loads: Arc::clone(&loads) };
-    let membership =
-        Membership { config, identity, state, datapath, proxy, datapath_name, node, local, attachments };
-    components.spawn("membership", membership.run(components.clone()));
-    components.wait(STOP_LIMIT).await
+    let (desk, enrolment) = Desk::new(state);
+    let socket = bind_docker(&process.args)?;
+    process.components.spawn("signals", follow_signals(process.components.stopping().clone()));
+    start_telling_systemd(&process);
+    start_docker_api(&process, socket, enrolment);
+    let lived = life::live(&process, desk, begins).await;
+    process.components.stopping().cancel();
+    let ended = process.components.wait(STOP_LIMIT).await;
+    lived.and(ended)
 }
 
-/// The node's properties in metrics before it has joined.
-fn first_facts(config: &Config, datapath_name: &str) -> NodeFacts {
-    NodeFacts {
-        hostname: config.name.clone(),
-        kernel: config.kernel.clone(),
-        datapath: datapath_name.to_owned(),
-        role: String::new(),
-        certificate_until: None,
+/// The view of a node in no cluster.
+fn no_view() -> NodeView {
+    NodeView::new(NodeId::default(), Ipv4Addr::UNSPECIFIED)
+}
+
+/// Looks for mistakes in the settings of a run.
+///
+/// # Errors
+/// What is missing or wrong, and which flag fixes it.
+pub fn check(args: RunArgs) -> anyhow::Result<()> {
+    // Without these the node is in no cluster until docker swarm join.
+    if !args.manager.is_empty() || args.join_token_file.is_some() {
+        Config::new(args)?;
     }
+    Ok(())
 }
 
-/// Starts serving names to the node's tasks.
-fn start_names(
-    components: &Components,
-    views: watch::Receiver<Arc<NodeView>>,
-    local: Arc<LocalTasks>,
-    (figures, refusals, counts): (Figures, Refusals, Counts),
-) {
-    let door = Door::new(Listener::Names, figures, refusals);
-    let names =
-        Names { views, local, door, counts, port: names::DNS_PORT, resolv_conf: names::RESOLV_CONF.into() };
-    let stop = components.stopping().clone();
-    components.spawn("names", async move {
-        names.run(stop).await;
-        Ok(())
-    });
+/// Starts telling systemd how the agent is.
+fn start_telling_systemd(process: &Process) {
+    let mut ready = process.ready.subscribe();
+    let is_ready = async move {
+        // Its sender lives as long as the process.
+        let _never_gone = ready.wait_for(|ready| *ready).await;
+    };
+    let stop = process.components.stopping().clone();
+    process.components.spawn("systemd", supervisor::keep_told(is_ready, stop));
 }
 
-/// Whom the node's `docker` commands are for.
-fn upstreams_of(
-    config: &Config,
-    view: watch::Receiver<Arc<NodeView>>,
-    attachments: &Arc<OnceLock<Arc<Attachments>>>,
-) -> Upstreams {
-    Upstreams {
-        engine: config.engine.clone(),
-        control: config.control_socket.clone(),
-        view,
-        attachments: Arc::clone(attachments),
-    }
+fn bind_docker(args: &RunArgs) -> anyhow::Result<UnixListener> {
+    docker_api::open(&args.socket, &args.socket_group)
+        .with_context(|| format!("serve the Docker API on {}", args.socket.display()))
 }
 
 /// Starts serving the node's `docker` commands.
-fn start_docker_api(components: &Components, socket: UnixListener, door: Arc<Door>, upstreams: Upstreams) {
-    let stop = components.stopping().clone();
-    components.spawn("docker API", async move {
+fn start_docker_api(process: &Process, socket: UnixListener, enrolment: Enrolment) {
+    let upstreams = Upstreams {
+        engine: process.args.engine.clone(),
+        control: process.args.control_socket.clone(),
+        view: process.view.subscribe(),
+        attachments: Arc::clone(&process.attachments),
+        enrolment,
+    };
+    let door = Door::new(Listener::DockerSocket, process.room.docker, process.refusals.clone());
+    let stop = process.components.stopping().clone();
+    process.components.spawn("docker API", async move {
         docker_api::serve(socket, upstreams, door, stop).await;
         Ok(())
     });
-}
-
-/// Starts sending the node's id to the manager on this machine, if one is configured.
-fn start_telling_manager(components: &Components, config: &Config, views: watch::Receiver<Arc<NodeView>>) {
-    let Some(control) = config.control_socket.clone() else { return };
-    let stop = components.stopping().clone();
-    components.spawn("manager's node", async move {
-        docker_api::tell_manager(control, views, stop).await;
-        Ok(())
-    });
-}
-
-/// Starts storing the newest view and keys on disk, for a start without a manager.
-fn start_cache(
-    components: &Components,
-    directory: PathBuf,
-    views: watch::Receiver<Arc<NodeView>>,
-    keys: watch::Receiver<RelayKeys>,
-) {
-    let stop = components.stopping().clone();
-    components.spawn("cache", async move {
-        cache::keep(directory, views, keys, stop).await;
-        Ok(())
-    });
-}
-
-/// Starts storing the proxy's counters on disk. Returns the channel of what scrapes show of them.
-fn start_keeping_counters(
-    components: &Components,
-    directory: PathBuf,
-    proxy: &Arc<Proxy>,
-) -> watch::Receiver<StoredCounters> {
-    let (sender, kept) = watch::channel(StoredCounters::Yes(Arc::new(proxy.ledger().stats())));
-    let (proxy, stop) = (Arc::clone(proxy), components.stopping().clone());
-    components.spawn("counters", async move {
-        carry_over::keep(directory, move || proxy.ledger().stats(), sender, stop).await;
-        Ok(())
-    });
-    kept
-}
-
-/// The view and the keys at the start: a member's cached ones, else empty ones.
-fn first_state(config: &Config, identity: Option<&Identity>) -> (NodeView, RelayKeys) {
-    let node_id = identity.map_or_else(NodeId::default, |identity| identity.node_id.clone());
-    let empty = || (NodeView::new(node_id.clone(), config.address), RelayKeys::default());
-    match cache::load(&config.data_dir) {
-        Ok(Some(Cached { mut view, relay_keys })) if view.node_id == node_id => {
-            view.address = config.address;
-            (view, relay_keys)
-        }
-        Ok(Some(_)) => {
-            tracing::warn!("the cached table is another node's: start without");
-            empty()
-        }
-        Ok(None) => empty(),
-        Err(error) => {
-            tracing::warn!(error = %error_chain(&error), "load the cached table: start without");
-            empty()
-        }
-    }
-}
-
-/// The tasks that ran on this node when an earlier agent stopped, for the name server.
-async fn restored_tasks(config: &Config, identity: Option<&Identity>) -> anyhow::Result<LocalTasks> {
-    if identity.is_none() {
-        return Ok(LocalTasks::default());
-    }
-    let cache = TaskCache::open(config.task_cache())?;
-    match tokio::task::spawn_blocking(move || cache.load()).await? {
-        Ok(tasks) => Ok(LocalTasks::restored(&tasks)),
-        Err(error) => {
-            tracing::warn!(
-                error = %error_chain(&error),
-                "load the cached tasks: they get no names until the engine answers"
-            );
-            Ok(LocalTasks::default())
-        }
-    }
-}
-
-async fn bind_metrics(config: &Config) -> anyhow::Result<TcpListener> {
-    let address = config.metrics_listen;
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listen on {address} for /metrics: choose another with --metrics-listen"))
-}
-
-fn bind_docker(config: &Config) -> anyhow::Result<UnixListener> {
-    docker_api::open(&config.socket, &config.socket_group)
-        .with_context(|| format!("serve the Docker API on {}", config.socket.display()))
-}
-
-/// Starts the proxy and the kernel data plane. Returns the channel of the generation that both
-/// carry.
-///
-/// # Errors
-/// The data plane has already failed.
-fn start_carriers(
-    components: &Components,
-    proxy: &Arc<Proxy>,
-    datapath: Option<Arc<Datapath>>,
-    relay: Listening,
-    views: &watch::Receiver<Arc<NodeView>>,
-) -> anyhow::Result<watch::Receiver<u64>> {
-    let stopping = components.stopping();
-    let (by_proxy, proxy_applied) = watch::channel(0);
-    let (running, stop) = (Arc::clone(proxy), stopping.clone());
-    components.spawn("proxy", async move {
-        running.run(relay, by_proxy, stop).await;
-        Ok(())
-    });
-    let Some(datapath) = datapath else { return Ok(proxy_applied) };
-    let (host_ports, leaving, stop) = (proxy.host_ports(), Arc::clone(&datapath), stopping.clone());
-    components.spawn("host ports", async move {
-        carriers::leave_host_ports(leaving, host_ports, stop).await;
-        Ok(())
-    });
-    let (mut views, stop) = (views.clone(), stopping.clone());
-    let passed_over = carriers::passed_over(&datapath, views.borrow().generation)?;
-    let (by_programs, programs_applied) = watch::channel(passed_over.unwrap_or_default());
-    components.spawn("datapath", async move {
-        // Before the first table there is nothing to follow, and the maps may hold an earlier
-        // agent's.
-        let is_followed = |view: &Arc<NodeView>| view.generation > 0 && passed_over != Some(view.generation);
-        let first = async { views.wait_for(is_followed).await.is_ok() };
-        if stop.run_until_cancelled(first).await == Some(true) {
-            datapath.run(views, by_programs, stop).await;
-        }
-        Ok(())
-    });
-    let (applied, both_applied) = watch::channel(0);
-    let stop = stopping.clone();
-    components.spawn("apply report", async move {
-        carriers::report_applied(proxy_applied, programs_applied, applied, stop).await;
-        Ok(())
-    });
-    Ok(both_applied)
-}
-
-/// Starts the passive health check. Returns the channel of ejected backends.
-fn start_health(
-    components: &Components,
-    proxy: &Arc<Proxy>,
-    datapath: Option<Arc<Datapath>>,
-    views: &watch::Receiver<Arc<NodeView>>,
-) -> watch::Receiver<BTreeSet<BackendId>> {
-    let (ejected, left_out) = watch::channel(BTreeSet::new());
-    let health = PassiveHealth { views: views.clone(), proxy: Arc::clone(proxy), datapath, ejected };
-    let stop = components.stopping().clone();
-    components.spawn("passive health", async move {
-        health.run(stop).await;
-        Ok(())
-    });
-    left_out
-}
-
-/// Starts serving metrics and health.
-fn start_admin(
-    components: &Components,
-    listener: TcpListener,
-    door: Arc<Door>,
-    (refusals, counts): (&Refusals, &Counts),
-    expelled: watch::Receiver<bool>,
-    collector: impl FnOnce(Progress) -> AgentCollector,
-) -> anyhow::Result<()> {
-    let stopping = components.stopping();
-    let registry = Registry::new();
-    registry.register(Box::new(ProcessCollector::for_self()))?;
-    refusals.show_in(&registry)?;
-    counts.show_in(&registry)?;
-    let progress = Progress::new(&registry)?;
-    let collector = collector(progress.clone());
-    let (views, applied) = (collector.view.clone(), collector.applied.clone());
-    let admin = Admin {
-        registry: registry.clone(),
-        applied: applied.clone(),
-        datapath: collector.datapath.clone(),
-        expelled,
-        debug: components.debug_routes(),
-    };
-    registry.register(Box::new(collector))?;
-    let stop = stopping.clone();
-    components.spawn("progress", async move {
-        progress.follow(views, applied, stop).await;
-        Ok(())
-    });
-    let stop = stopping.clone();
-    components.spawn("admin", async move {
-        admin::serve(listener, admin, door, stop).await;
-        Ok(())
-    });
-    Ok(())
 }

@@ -5,7 +5,6 @@
 //!
 //! Left to others: which containers there are ([`crate::docker_api`]).
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_state::ids::AttachmentId;
@@ -21,6 +20,7 @@ use tonic::{Code, Response, Status};
 
 use super::channel;
 use super::identity::Identity;
+use super::managers::Managers;
 use mesh_runtime::error_chain;
 
 /// The deadline of a manager's answer: it waits for an address for at most 20 s.
@@ -47,13 +47,13 @@ pub enum AttachError {
 
 /// Calls to the managers about this node's containers.
 pub struct Attacher {
-    managers: Vec<SocketAddr>,
+    managers: Managers,
     identity: watch::Receiver<Identity>,
 }
 
 impl Attacher {
     /// Calls to `managers`. The next call uses a renewed identity.
-    pub fn new(managers: Vec<SocketAddr>, identity: watch::Receiver<Identity>) -> Self {
+    pub fn new(managers: Managers, identity: watch::Receiver<Identity>) -> Self {
         Self { managers, identity }
     }
 
@@ -85,7 +85,7 @@ impl Attacher {
         F: Fn(NodeServiceClient<Channel>) -> A,
         A: Future<Output = Result<Response<T>, Status>>,
     {
-        let mut managers = self.managers.clone();
+        let mut managers = self.managers.all();
         managers.shuffle(&mut rand::rng());
         let mut last = "there is no manager in its settings".to_owned();
         for manager in managers {

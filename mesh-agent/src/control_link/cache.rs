@@ -106,6 +106,15 @@ pub fn store(data_dir: &Path, view: &NodeView, relay_keys: &RelayKeys) -> Result
         .map_err(|source| CacheError::File { path, source })
 }
 
+/// Removes the cache from `data_dir`, if there is one. Blocks.
+///
+/// # Errors
+/// The file can't be removed.
+pub fn remove(data_dir: &Path) -> Result<(), CacheError> {
+    let path = data_dir.join(FILE);
+    private_file::remove(&path).map_err(|source| CacheError::File { path, source })
+}
+
 /// Stores each new table and key until `shutdown`; a failed write is logged and tried again with
 /// the next change.
 pub async fn keep(

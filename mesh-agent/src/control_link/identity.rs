@@ -86,6 +86,15 @@ impl Identity {
             .map_err(|source| IdentityError::File { path, source })
     }
 
+    /// Removes the identity from `data_dir`, if there is one.
+    ///
+    /// # Errors
+    /// The file can't be removed.
+    pub fn remove(data_dir: &Path) -> Result<(), IdentityError> {
+        let path = data_dir.join(FILE);
+        private_file::remove(&path).map_err(|source| IdentityError::File { path, source })
+    }
+
     /// The role in the certificate: `worker` or `manager`.
     ///
     /// # Errors

@@ -15,7 +15,10 @@ pub mod attach;
 pub mod cache;
 pub mod identity;
 pub mod join;
+pub mod leave;
+pub mod managers;
 pub mod member_keys;
+pub mod place;
 pub mod relay_keys;
 pub mod renewal;
 pub mod token;
@@ -47,7 +50,9 @@ use tokio_util::sync::CancellationToken;
 pub use assignments::AssignmentChange;
 use end_reports::EndReports;
 use identity::Identity;
+use join::Newcomer;
 use log_streams::LogStreams;
+use managers::Managers;
 use member_keys::{MemberKeys, MemberKeysError};
 use mesh_runtime::backoff::Backoff;
 use outbox::StatusOutbox;
@@ -100,7 +105,7 @@ pub struct LinkChannels {
 
 /// A member's link to its managers.
 pub struct Link {
-    managers: Vec<SocketAddr>,
+    managers: Managers,
     identity: watch::Receiver<Identity>,
     channels: LinkChannels,
     outbox: StatusOutbox,
@@ -115,13 +120,13 @@ impl Link {
     /// Makes a link for `identity` to `managers`, idle until [`Link::run`]. The next connection
     /// uses a renewed identity.
     pub fn new(
-        managers: Vec<SocketAddr>,
+        managers: impl Into<Managers>,
         identity: watch::Receiver<Identity>,
         channels: LinkChannels,
     ) -> Self {
         let log_streams = LogStreams::new(Arc::clone(&channels.logs));
         Self {
-            managers,
+            managers: managers.into(),
             identity,
             channels,
             outbox: StatusOutbox::default(),
@@ -136,7 +141,7 @@ impl Link {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         loop {
-            let mut managers = self.managers.clone();
+            let mut managers = self.managers.all();
             managers.shuffle(&mut rand::rng());
             for manager in managers {
                 if self.serve(manager, &shutdown).await {
@@ -239,6 +244,7 @@ impl Link {
             description_json: serde_json::to_string(&description)?,
             address: view.address.to_string(),
             table_generation: if applied == view.generation { applied } else { 0 },
+            takes_managers: true,
         })
     }
 
@@ -295,13 +301,13 @@ impl Link {
 pub async fn join_any(
     managers: &[SocketAddr],
     token: &JoinToken,
-    hostname: &str,
+    newcomer: &Newcomer,
     shutdown: &CancellationToken,
 ) -> Option<Identity> {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
     loop {
         for manager in managers {
-            match shutdown.run_until_cancelled(join::join(*manager, token, hostname)).await? {
+            match shutdown.run_until_cancelled(join::join(*manager, token, newcomer.clone())).await? {
                 Ok(identity) => return Some(identity),
                 Err(error) => {
                     tracing::warn!(error = %error_chain(&error), "can't join the cluster; will try again");

@@ -31,6 +31,14 @@ pub(super) struct PinnedCa {
 )]
 struct UnknownCa;
 
+/// Whether an error says that a server's CA is not the pinned one.
+pub(super) fn is_unknown_ca(error: &(dyn std::error::Error + 'static)) -> bool {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Other(OtherError(inner))) => inner.is::<UnknownCa>(),
+        _ => error.is::<UnknownCa>(),
+    }
+}
+
 impl PinnedCa {
     /// A verifier for the CA with this digest, 64 lowercase hex digits.
     pub(super) fn new(digest: &str) -> Self {

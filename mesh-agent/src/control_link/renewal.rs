@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::channel;
 use super::identity::{Identity, IdentityError};
+use super::managers::Managers;
 use mesh_runtime::backoff::Backoff;
 use mesh_runtime::error_chain;
 
@@ -77,7 +78,7 @@ enum RenewalError {
 /// Renews this node's certificate again and again.
 pub struct Renewal {
     /// The managers that can renew it.
-    pub managers: Vec<SocketAddr>,
+    pub managers: Managers,
     /// The directory of the identity's file.
     pub data_dir: PathBuf,
     /// The current identity, which only this component writes.
@@ -107,7 +108,7 @@ impl Renewal {
     async fn renew(&self) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         loop {
-            let mut managers = self.managers.clone();
+            let mut managers = self.managers.all();
             managers.shuffle(&mut rand::rng());
             for manager in managers {
                 let identity = self.identity.borrow().clone();

@@ -225,6 +225,10 @@ impl<'a> Session<'a> {
                 Some(delivered) => self.pass_on(AssignmentChange::Dependency(delivered)).await,
                 None => Err(SessionError::Protocol { problem: "a dependency of an unknown kind came" }),
             },
+            Some(Down::Managers(managers)) => {
+                self.link.managers.learn(&managers.addresses);
+                Ok(())
+            }
             Some(Down::MemberKeys(keys)) => Ok(self.link.take_member_keys(&keys)?),
             Some(Down::StatusAck(ack)) => {
                 let mut numbers = ack.numbers.iter().copied();
@@ -269,7 +273,7 @@ impl<'a> Session<'a> {
         }
         if let Some(written) = write_status((task.clone(), status.clone(), 0)) {
             let link = &mut *self.link;
-            let others = link.managers.iter().copied().filter(|manager| *manager != self.manager);
+            let others = link.managers.all().into_iter().filter(|manager| *manager != self.manager);
             link.end_reports.report(others, &link.identity, task, &written.status_json);
         }
     }

@@ -19,6 +19,7 @@ use super::error::{ApiError, Peer, full};
 use super::filters::{Query, is_task_container};
 use super::upstream::Upstream;
 use super::{Body, Upstreams, events};
+use crate::enrolment::{Enrolment, LocalState};
 use crate::view::NodeView;
 
 /// The most bytes of an answer that is read here.
@@ -63,15 +64,21 @@ impl Composer {
     /// # Errors
     /// [`ApiError::NotJoined`] before this node is a member.
     pub(super) fn attachments(&self, network: &str) -> Result<Arc<Attachments>, ApiError> {
-        self.upstreams.attachments.get().cloned().ok_or_else(|| ApiError::NotJoined(network.to_owned()))
+        self.upstreams.attachments.load_full().ok_or_else(|| ApiError::NotJoined(network.to_owned()))
     }
 
     /// The manager on this node.
     ///
     /// # Errors
-    /// [`ApiError::NotAManager`] if none is configured.
+    /// [`ApiError::NotAManager`] if none is configured, or this node is no member.
     pub(super) fn control(&self) -> Result<&Upstream, ApiError> {
-        self.control.as_ref().ok_or(ApiError::NotAManager)
+        let is_member = self.upstreams.enrolment.state() == LocalState::Active;
+        self.control.as_ref().filter(|_| is_member).ok_or(ApiError::NotAManager)
+    }
+
+    /// This node's membership.
+    pub(super) fn enrolment(&self) -> &Enrolment {
+        &self.upstreams.enrolment
     }
 
     /// `/_ping`: the engine's headers, the lower of both API versions, and the node's place in the
@@ -85,7 +92,11 @@ impl Composer {
         };
         let engine = self.engine.call_within(PING_TIMEOUT, bodyless(request));
         let (engine, control) = tokio::join!(engine, control);
-        let place = if control.is_ok() { "active/manager" } else { "active/worker" };
+        let place = match self.enrolment().state() {
+            LocalState::Active if control.is_ok() => "active/manager",
+            LocalState::Active => "active/worker",
+            outside => outside.as_str(),
+        };
         let (answer, other) = match (engine, control) {
             (Ok(engine), control) => (engine, control.ok()),
             (Err(error), Ok(control)) => {
@@ -120,7 +131,7 @@ impl Composer {
         let mut info = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
         let swarm = match section {
             Ok(section) => section,
-            Err(ApiError::NotAManager) => self.local_section("active", ""),
+            Err(ApiError::NotAManager) => self.local_section(self.enrolment().state().as_str(), ""),
             Err(error) => self.local_section("error", &error.to_string()),
         };
         if let Some(fields) = info.as_object_mut() {
@@ -132,7 +143,7 @@ impl Composer {
     /// `GET /events`: the engine's and, where a manager runs, the cluster's.
     pub(super) async fn events(&self, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
         let engine = self.engine.call(bodyless(request)).await?;
-        Ok(match &self.control {
+        Ok(match self.control().ok() {
             Some(control) => events::merged(&bodyless(request), engine, control.clone()).await,
             None => engine.map(BodyExt::boxed),
         })
@@ -177,8 +188,9 @@ impl Composer {
     /// The swarm section of `docker info` when no manager is asked.
     fn local_section(&self, state: &str, error: &str) -> Value {
         let view = self.upstreams.view.borrow();
+        let address = if view.address.is_unspecified() { String::new() } else { view.address.to_string() };
         json!({
-            "NodeID": view.node_id, "NodeAddr": view.address, "LocalNodeState": state, "ControlAvailable": false,
+            "NodeID": view.node_id, "NodeAddr": address, "LocalNodeState": state, "ControlAvailable": false,
             "Error": error, "RemoteManagers": null,
         })
     }

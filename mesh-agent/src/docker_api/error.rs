@@ -13,13 +13,17 @@ use thiserror::Error;
 use tonic::Code;
 
 use super::Body;
-use super::membership::Membership;
 use crate::control_link::attach::AttachError;
+use crate::enrolment::{EnrolmentError, LocalState};
 use crate::task::networks::keeper::NetworkError;
 
 /// Swarm's answer to a swarm call on a node that is no manager.
 pub(super) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
                                         Please run this command on a manager node or promote the current node to a manager.";
+
+/// Swarm's answer to a swarm call on a node that is in no cluster.
+const NO_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to \
+                        swarm and try again.";
 
 /// The upstreams of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,16 +40,18 @@ pub(super) enum ApiError {
     /// No manager runs on this node.
     #[error("{NOT_A_MANAGER}")]
     NotAManager,
-    /// The node is already a member of a cluster.
+    /// The node is in no cluster.
+    #[error("{NO_SWARM}")]
+    NoSwarm,
+    /// No manager on this node can make a cluster.
     #[error(
-        "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+        "docker swarm init is not served on this node: start mesh-control with --etcd here, then join with docker swarm join and \
+         the token in its data directory"
     )]
-    Member,
-    /// mesh doesn't serve `POST /swarm/leave`: a manager removes the node.
-    #[error(
-        "leaving is not served by mesh: stop mesh-agent on this node, then remove it on a manager with docker node rm"
-    )]
-    CannotLeave,
+    NoInit,
+    /// The node can't join or leave.
+    #[error(transparent)]
+    Enrolment(#[from] EnrolmentError),
     /// A cluster network is to be created where no manager runs.
     #[error(
         "Cannot create a multi-host network from a worker node. Please create the network from a manager node."
@@ -176,19 +182,19 @@ impl Peer {
 }
 
 impl ApiError {
-    /// Replaces the error by a worker's own answer, if the call is about the node's membership.
-    pub(super) fn about(self, membership: Option<Membership>) -> Self {
-        match (self, membership) {
-            (Self::NotAManager, Some(Membership::Enter)) => Self::Member,
-            (Self::NotAManager, Some(Membership::Leave)) => Self::CannotLeave,
-            (error, _) => error,
+    /// Replaces a worker's answer by that of a node in no cluster, if this node is in none.
+    pub(super) fn on_node(self, state: LocalState) -> Self {
+        match self {
+            Self::NotAManager | Self::NetworkOnWorker if state != LocalState::Active => Self::NoSwarm,
+            error => error,
         }
     }
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::NotAManager | Self::Member | Self::NotJoined(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::CannotLeave => StatusCode::NOT_IMPLEMENTED,
+            Self::NotAManager | Self::NoSwarm | Self::NotJoined(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoInit => StatusCode::NOT_IMPLEMENTED,
+            Self::Enrolment(error) => status_of(error),
             Self::NetworkOnWorker | Self::TasksNetworks => StatusCode::FORBIDDEN,
             Self::Attach { source, .. } => refusal_status(source),
             Self::NoBridge { source, .. } if source.is_passing() => StatusCode::BAD_GATEWAY,
@@ -215,6 +221,11 @@ impl ApiError {
         let status = self.status();
         json_response(status, &serde_json::json!({ "message": self.to_string() }))
     }
+}
+
+/// The status of an error about the node's membership.
+fn status_of(error: &EnrolmentError) -> StatusCode {
+    if error.is_bad_request() { StatusCode::BAD_REQUEST } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// The status of a manager's refusal of an address.

@@ -1,12 +1,14 @@
-//! Calls about this node's own membership of the cluster.
+//! Calls about this node's own membership of a cluster.
 
 use hyper::Method;
 
 /// A call about this node's own membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Membership {
-    /// `POST /swarm/init`, `POST /swarm/join`.
-    Enter,
+    /// `POST /swarm/init`.
+    Init,
+    /// `POST /swarm/join`.
+    Join,
     /// `POST /swarm/leave`.
     Leave,
 }
@@ -15,7 +17,8 @@ impl Membership {
     /// The membership call that this is, if it is one.
     pub(super) fn of(method: &Method, parts: &[&str]) -> Option<Self> {
         match (method.as_str(), parts) {
-            ("POST", ["swarm", "init" | "join"]) => Some(Self::Enter),
+            ("POST", ["swarm", "init"]) => Some(Self::Init),
+            ("POST", ["swarm", "join"]) => Some(Self::Join),
             ("POST", ["swarm", "leave"]) => Some(Self::Leave),
             _ => None,
         }

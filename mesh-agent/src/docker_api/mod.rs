@@ -21,6 +21,7 @@ mod error;
 mod events;
 mod filters;
 mod membership;
+mod membership_calls;
 mod network_owner;
 mod networks;
 mod overlay;
@@ -34,9 +35,10 @@ mod upstream;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Limited};
@@ -53,12 +55,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
+use crate::enrolment::Enrolment;
 use crate::view::NodeView;
 pub use attachment_keeper::keep_attachments;
 pub use attachments::Attachments;
 use compose::Composer;
 use error::ApiError;
-use membership::Membership;
 pub use own_manager::tell_manager;
 use passthrough::{forward, is_foreign_upgrade};
 use path::CallPath;
@@ -89,7 +91,9 @@ pub struct Upstreams {
     /// The view of the mesh, for `docker info` on a worker.
     pub view: watch::Receiver<Arc<NodeView>>,
     /// Containers on the cluster's networks; absent until this node is a member of a cluster.
-    pub attachments: Arc<OnceLock<Arc<Attachments>>>,
+    pub attachments: Arc<ArcSwapOption<Attachments>>,
+    /// This node's membership, and the way to change it.
+    pub enrolment: Enrolment,
 }
 
 /// Serves clients of `listener` that `door` admits until `shutdown`, then gives open connections a
@@ -151,9 +155,9 @@ impl Shared {
                 return error.into_response();
             }
         };
-        let membership = Membership::of(request.method(), &path.parts());
         let answered = self.route(request, &path).await;
-        answered.unwrap_or_else(|error: ApiError| error.about(membership).into_response())
+        let state = self.composer.enrolment().state();
+        answered.unwrap_or_else(|error: ApiError| error.on_node(state).into_response())
     }
 
     async fn route(
@@ -174,17 +178,8 @@ impl Shared {
         }
         match route {
             Route::Engine => self.forward(request, composer.engine(), Limits::default()).await,
-            Route::Control => match composer.control().and_then(Upstream::present) {
-                Ok(control) => {
-                    let answer = (route::kind_of(&request) == Call::Short).then_some(CONTROL_ANSWER_TIMEOUT);
-                    let limits = Limits { answer, body_bytes: Some(CONTROL_BODY_BYTES_MAX) };
-                    self.forward(request, control, limits).await
-                }
-                Err(error) => {
-                    drain(request.into_body()).await;
-                    Err(error)
-                }
-            },
+            Route::Control => self.ask_control(request).await,
+            Route::Membership(call) => self.change_membership(call, request).await,
             Route::Ping => composer.ping(&request).await,
             Route::Info => composer.info(&request).await,
             Route::Events => composer.events(&request).await,
@@ -208,6 +203,21 @@ impl Shared {
             }
             Route::ContainerCreate => composer.container_create(request).await,
             Route::TaskContainers => composer.task_containers(&request).await,
+        }
+    }
+
+    /// Passes a call on to the manager on this node.
+    async fn ask_control(&self, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+        match self.composer.control().and_then(Upstream::present) {
+            Ok(control) => {
+                let answer = (route::kind_of(&request) == Call::Short).then_some(CONTROL_ANSWER_TIMEOUT);
+                let limits = Limits { answer, body_bytes: Some(CONTROL_BODY_BYTES_MAX) };
+                self.forward(request, control, limits).await
+            }
+            Err(error) => {
+                drain(request.into_body()).await;
+                Err(error)
+            }
         }
     }
 

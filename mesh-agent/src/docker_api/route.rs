@@ -5,6 +5,7 @@ use mesh_admission::register::Call;
 use mesh_state::api_paths::CONTROL_SEGMENTS;
 
 use super::filters::Query;
+use super::membership::Membership;
 use super::path::CallPath;
 
 /// Who answers a call, and how.
@@ -14,6 +15,8 @@ pub(super) enum Route {
     Engine,
     /// The manager on this node answers; the call passes through.
     Control,
+    /// `POST /swarm/init`, `join` and `leave`: this node's own membership.
+    Membership(Membership),
     /// `/_ping`: the engine's answer, with the node's place in the swarm in its headers.
     Ping,
     /// `/info`: the engine's answer with mesh's swarm section.
@@ -41,6 +44,9 @@ pub(super) enum Route {
 impl Route {
     /// The route of a call by its path's parts behind the version, and its query.
     pub(super) fn of(method: &Method, parts: &[&str], uri: &Uri) -> Self {
+        if let Some(call) = Membership::of(method, parts) {
+            return Self::Membership(call);
+        }
         match (method.as_str(), parts) {
             ("GET" | "HEAD", ["_ping"]) => Self::Ping,
             ("GET", ["info"]) => Self::Info,
@@ -87,7 +93,6 @@ pub(super) fn kind_of<B>(request: &Request<B>) -> Call {
 
 #[cfg(test)]
 mod tests {
-    use super::super::membership::Membership;
     use super::*;
 
     fn check(method: &str, uri: &str, expected: Route) {
@@ -104,7 +109,7 @@ mod tests {
             "/services/create",
             "/tasks/x/logs",
             "/nodes",
-            "/swarm/init",
+            "/swarm/update",
             "/secrets/a",
             "/configs",
         ] {
@@ -118,8 +123,8 @@ mod tests {
         let of = |method: Method, uri: &str| {
             Membership::of(&method, &CallPath::of(&uri.parse().unwrap()).unwrap().parts())
         };
-        assert_eq!(of(Method::POST, "/v1.41/swarm/init"), Some(Membership::Enter));
-        assert_eq!(of(Method::POST, "/swarm/join"), Some(Membership::Enter));
+        assert_eq!(of(Method::POST, "/v1.41/swarm/init"), Some(Membership::Init));
+        assert_eq!(of(Method::POST, "/swarm/join"), Some(Membership::Join));
         assert_eq!(of(Method::POST, "/swarm/leave?force=1"), Some(Membership::Leave));
         assert_eq!(of(Method::POST, "/swarm/update"), None);
         assert_eq!(of(Method::GET, "/swarm"), None);
@@ -128,7 +133,7 @@ mod tests {
     #[test]
     fn no_spelling_of_a_swarm_call_reaches_the_engine() {
         for path in ["/v1.41.0/swarm/init", "/v1.41/s%77arm/init", "/v1.41%2fswarm/init", "//swarm/init"] {
-            check("POST", path, Route::Control);
+            check("POST", path, Route::Membership(Membership::Init));
         }
         check("POST", "/v1.41.0/networks/prune", Route::NetworkPrune);
         check("POST", "/v1.41/n%65tworks/create", Route::NetworkCreate);

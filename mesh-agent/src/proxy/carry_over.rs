@@ -193,6 +193,15 @@ pub fn load(data_dir: &Path) -> Result<ProxyStats, CarryOverError> {
     read().map_err(|source| CarryOverError { path: path.clone(), source })
 }
 
+/// Removes the counters from `data_dir`, if there are any. Blocks.
+///
+/// # Errors
+/// The file can't be removed.
+pub fn remove(data_dir: &Path) -> Result<(), CarryOverError> {
+    let path = data_dir.join(FILE);
+    private_file::remove(&path).map_err(|source| CarryOverError { path, source })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::ledger::Ledger;

@@ -127,9 +127,6 @@ pub enum ProxyError {
         #[source]
         source: io::Error,
     },
-    /// The counter of refusals can't be registered.
-    #[error("make the counter of refusals")]
-    Counter(#[source] prometheus::Error),
     /// The system refuses a thread or an event queue.
     #[error("start the proxy's threads")]
     Workers(#[source] io::Error),
@@ -175,12 +172,12 @@ impl Proxy {
         view: watch::Receiver<Arc<NodeView>>,
         relay_keys: watch::Receiver<RelayKeys>,
         loads: Arc<Loads>,
+        refusals: Refusals,
     ) -> Result<(Arc<Self>, Listening), ProxyError> {
         let address = settings.relay_listen;
         let relay = accept::listen(address).map_err(|source| ProxyError::Relay { address, source })?;
         let room = || Arc::new(Semaphore::new(settings.connections_max));
         let waiting_room = room();
-        let refusals = Refusals::new().map_err(ProxyError::Counter)?;
         let proxy = Self {
             relay_door: Door::new(Listener::Relay, Listener::Relay.figures(), refusals.clone()),
             refusals,
@@ -370,7 +367,9 @@ mod tests {
         };
         let (_view, views) = watch::channel(Arc::new(view(port)));
         let (_keys, keys) = watch::channel(RelayKeys::default());
-        let (proxy, relay) = Proxy::bind(settings, views, keys, Arc::default()).expect("some port is free");
+        let (proxy, relay) =
+            Proxy::bind(settings, views, keys, Arc::default(), Refusals::new().expect("a counter"))
+                .expect("some port is free");
         let (applied, mut is_applied) = watch::channel(0);
         let stop = CancellationToken::new();
         let running = tokio::spawn(Arc::clone(&proxy).run(relay, applied, stop.clone()));

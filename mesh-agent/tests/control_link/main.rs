@@ -289,3 +289,22 @@ async fn a_reader_that_stops_reading_holds_up_nothing_and_ends_when_it_leaves() 
     timeout(SOON, rest).await.expect("the stream ends once the manager wants no more");
     agent.shutdown.cancel();
 }
+
+#[tokio::test]
+async fn a_node_goes_to_a_manager_that_it_was_told_of_once_its_own_is_gone() {
+    let ca = Arc::new(make_ca());
+    let (mut first, mut second) = (serve(&ca).await, serve(&ca).await);
+    let identity = join(first.address, &ca.token(), "test").await.expect("the node joins");
+    let agent = start_link(vec![first.address], identity);
+    let session = next_session(&mut first).await;
+    assert!(session.hello.takes_managers, "managers tell only agents that take it");
+    let addresses = vec![first.address.to_string(), second.address.to_string()];
+    session.say(Down::Managers(proto::Managers { addresses })).await;
+    session.say(Down::Table(table(1, 0))).await;
+    let mut views = agent.view.clone();
+    timeout(SOON, views.wait_for(|view| view.generation == 1)).await.expect("soon").expect("the link lives");
+    first.server.abort();
+    drop((session, first));
+    next_session(&mut second).await;
+    agent.shutdown.cancel();
+}

@@ -237,6 +237,13 @@ impl NodeService for Manager {
     ) -> Result<Response<proto::DetachResponse>, Status> {
         Ok(Response::new(proto::DetachResponse {}))
     }
+
+    async fn leave(
+        &self,
+        _request: Request<proto::LeaveRequest>,
+    ) -> Result<Response<proto::LeaveResponse>, Status> {
+        Ok(Response::new(proto::LeaveResponse {}))
+    }
 }
 
 pub(crate) struct Running {

@@ -23,7 +23,7 @@ async fn renewed(since: i64, until: i64) -> (Identity, Identity) {
     let (sender, mut identity) = watch::channel(old.clone());
     let shutdown = CancellationToken::new();
     let renewal = Renewal {
-        managers: vec![dead, manager.address],
+        managers: vec![dead, manager.address].into(),
         data_dir: directory.path().to_owned(),
         identity: sender,
     };
@@ -59,8 +59,11 @@ async fn a_young_certificate_is_left_alone() {
     let directory = tempfile::tempdir().expect("a directory");
     let (sender, mut identity) = watch::channel(ca.member(-DAY, 89 * DAY));
     let shutdown = CancellationToken::new();
-    let renewal =
-        Renewal { managers: vec![manager.address], data_dir: directory.path().to_owned(), identity: sender };
+    let renewal = Renewal {
+        managers: vec![manager.address].into(),
+        data_dir: directory.path().to_owned(),
+        identity: sender,
+    };
     let running = tokio::spawn(renewal.run(shutdown.clone()));
     let wait = timeout(std::time::Duration::from_millis(300), identity.changed()).await;
     assert!(wait.is_err(), "a young certificate was renewed");

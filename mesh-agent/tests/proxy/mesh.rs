@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use mesh_admission::refusals::Refusals;
 use mesh_agent::control_link::relay_keys::{RelayKey, RelayKeys};
 use mesh_agent::proxy::{Proxy, ProxySettings, UdpLimits};
 use mesh_agent::view::NodeView;
@@ -175,8 +176,14 @@ async fn start(
         idle_limit: Duration::from_mins(1),
         drain_limit: Duration::from_millis(100),
     };
-    let (proxy, relay) = Proxy::bind(settings, view_receiver, keys_receiver, Arc::default())
-        .expect("the relay's port is free");
+    let (proxy, relay) = Proxy::bind(
+        settings,
+        view_receiver,
+        keys_receiver,
+        Arc::default(),
+        Refusals::new().expect("a counter"),
+    )
+    .expect("the relay's port is free");
     let (applied_sender, mut applied) = watch::channel(0);
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(Arc::clone(&proxy).run(relay, applied_sender, shutdown.clone()));

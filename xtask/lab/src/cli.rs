@@ -46,6 +46,9 @@ enum LabVerb {
         /// Make only network, engines, images and etcd, without mesh
         #[arg(long)]
         bare: bool,
+        /// Start agents, but form no cluster: docker swarm join does
+        #[arg(long, conflicts_with = "bare")]
+        empty: bool,
     },
     /// Remove every trace of the lab
     Down,
@@ -120,13 +123,14 @@ impl FromStr for Part {
 pub fn run(args: &LabArgs) -> Result<()> {
     let layout = Layout::new(args.name.clone());
     match &args.verb {
-        LabVerb::Up { nodes, managers, datapath, node_datapath, bare } => {
+        LabVerb::Up { nodes, managers, datapath, node_datapath, bare, empty } => {
             let options = UpOptions {
                 nodes: *nodes,
                 managers: *managers,
                 datapath: *datapath,
                 node_datapaths: node_datapath.iter().cloned().collect(),
                 bare: *bare,
+                empty: *empty,
                 turnable_clock: false,
             };
             up(&layout, &options)

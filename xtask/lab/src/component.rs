@@ -162,16 +162,19 @@ fn control(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
 }
 
 fn agent(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
-    let managers = managers(record).map(|m| format!("{}:2377", m.ip)).collect::<Vec<_>>().join(",");
     let datapath =
         record.node(&node.name()).map_or(record.datapath.as_str(), |entry| record.datapath_of(entry));
-    CommandLine::new(program)
+    let line = CommandLine::new(program)
         .switch("run")
         .flag("--name", node.name())
-        .flag("--address", node.ip().to_string())
-        .flag("--manager", managers)
-        .flag("--join-token-file", node.join_token())
-        .flag("--engine", unix_url(&node.engine_socket()))
+        .flag("--address", node.ip().to_string());
+    let line = if record.empty {
+        line
+    } else {
+        let managers = managers(record).map(|m| format!("{}:2377", m.ip)).collect::<Vec<_>>().join(",");
+        line.flag("--manager", managers).flag("--join-token-file", node.join_token())
+    };
+    line.flag("--engine", unix_url(&node.engine_socket()))
         .flag("--socket", node.mesh_socket())
         .flag("--control-socket", node.control_socket())
         .flag("--data-dir", node.state_dir().join("agent"))

@@ -63,6 +63,8 @@ pub struct UpOptions {
     pub node_datapaths: BTreeMap<String, Datapath>,
     /// Only engines, images and etcd: to compare with Docker Swarm, or to start mesh by hand.
     pub bare: bool,
+    /// Engines, images and agents, but no cluster: its user makes one by `docker swarm`.
+    pub empty: bool,
     /// Whether agents and control planes take the time from a file, which [`Lab::turn_clock`]
     /// writes (Debian's libfaketime).
     pub turnable_clock: bool,
@@ -77,6 +79,7 @@ impl UpOptions {
             datapath,
             node_datapaths: BTreeMap::new(),
             bare: false,
+            empty: false,
             turnable_clock: false,
         }
     }

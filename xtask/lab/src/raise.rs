@@ -48,11 +48,13 @@ pub(super) fn raise(
     })?;
     thread::scope(|scope| {
         let loads: Vec<_> = nodes.iter().map(|node| scope.spawn(|| images::load(node, &archive))).collect();
-        start_control_plane(&nodes, options, record, binaries)?;
+        if !options.empty {
+            start_control_plane(&nodes, options, record, binaries)?;
+        }
         loads.into_iter().try_for_each(|load| join(load.join()))
     })?;
     if !options.bare {
-        for node in &nodes {
+        for node in nodes.iter().filter(|_| !options.empty) {
             hand_out_token(node, &nodes[0], record)?;
         }
         start_all(Component::Agent, &nodes, record, binaries)?;
@@ -105,7 +107,7 @@ pub(super) fn plan(layout: &Layout, options: &UpOptions) -> Record {
                 name: node.name(),
                 netns: node.netns(),
                 ip: node.ip(),
-                manager: number <= options.managers,
+                manager: number <= options.managers && !options.empty,
                 docker_host: unix_url(&node.engine_socket()),
                 mesh_host: unix_url(&node.mesh_socket()),
                 metrics: format!("http://{}:9464/metrics", node.ip()),
@@ -122,6 +124,7 @@ pub(super) fn plan(layout: &Layout, options: &UpOptions) -> Record {
         etcd: nodes.iter().filter(|n| n.manager).map(|n| format!("https://{}:2379", n.ip)).collect(),
         nodes,
         datapath: options.datapath.as_str().to_owned(),
+        empty: options.empty,
         clock: options.turnable_clock.then(|| clock::file(layout)),
     }
 }

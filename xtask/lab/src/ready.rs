@@ -51,8 +51,16 @@ pub(super) fn probe(component: Component, node: &NodeLayout) -> Result<()> {
             Ok(())
         }
         Component::Control => get_inside(node, 9465, "/readyz").map(drop),
-        Component::Agent => get_inside(node, 9464, "/readyz").map(drop),
+        Component::Agent => match get_inside(node, 9464, "/readyz") {
+            Err(_) if is_alone(node) => Ok(()),
+            readiness => readiness.map(drop),
+        },
     }
+}
+
+/// Whether the node's agent serves, and is in no cluster, so that it has no table to wait for.
+fn is_alone(node: &NodeLayout) -> bool {
+    get_unix(&node.mesh_socket(), "/info").is_ok_and(|info| info.contains(r#""LocalNodeState":"inactive""#))
 }
 
 fn limit(component: Component) -> Duration {

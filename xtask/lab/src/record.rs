@@ -25,6 +25,9 @@ pub struct Record {
     pub etcd: Vec<String>,
     /// The lab's `--datapath`: auto, xdp, tc or userspace.
     pub datapath: String,
+    /// Whether no cluster was formed: agents then get neither managers nor a join token.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub empty: bool,
     /// The clock file of agents and control planes; `None`: the machine's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<PathBuf>,
@@ -169,6 +172,7 @@ mod tests {
             }],
             etcd: vec!["https://10.77.0.11:2379".into()],
             datapath: "xdp".into(),
+            empty: false,
             clock: None,
         };
         let expected = serde_json::json!({

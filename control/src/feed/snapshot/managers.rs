@@ -1,5 +1,7 @@
 //! Which node runs which manager. A manager's record names its node by id; hostnames play no part.
 
+use std::collections::BTreeSet;
+
 use mesh_state::cluster::Manager;
 use mesh_state::ids::NodeId;
 
@@ -14,6 +16,12 @@ impl ClusterSnapshot {
     /// The node that a living manager runs on, once that node's agent has told the manager.
     pub fn node_of_manager(&self, name: &str) -> Option<&NodeId> {
         self.managers.get(name)?.node.as_ref()
+    }
+
+    /// The addresses at which nodes reach the living managers, each once.
+    pub fn manager_addresses(&self) -> Vec<String> {
+        let addresses = self.managers.values().map(|manager| manager.address.clone());
+        addresses.filter(|address| !address.is_empty()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Whether the leading manager runs on this node.

@@ -45,7 +45,9 @@ pub(crate) async fn join(
     let csr_pem = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca_pem));
     let mut client = MembershipClient::new(connect(manager, tls).await?);
-    let request = JoinRequest { token: token.to_owned(), csr_pem, hostname: hostname.to_owned() };
+    let availability = String::new();
+    let request =
+        JoinRequest { token: token.to_owned(), csr_pem, hostname: hostname.to_owned(), availability };
     let answer = client.join(request).await?.into_inner();
     Ok(Member {
         id: answer.node_id,
@@ -105,6 +107,8 @@ pub(crate) struct Session {
     pub(crate) logs_wanted: Vec<proto::LogsWanted>,
     /// Tasks whose statuses were acknowledged.
     pub(crate) acknowledged: Vec<String>,
+    /// The managers that were told last.
+    pub(crate) managers: Vec<String>,
     pub(crate) welcome: proto::Welcome,
 }
 
@@ -131,6 +135,7 @@ impl Session {
             description_json: serde_json::to_string(&description).unwrap(),
             address: address_of(member).to_string(),
             table_generation,
+            takes_managers: true,
         };
         up.send(AgentMessage { body: Some(Up::Hello(hello)) }).await.unwrap();
         let mut down = client.session(ReceiverStream::new(messages)).await?.into_inner();
@@ -156,6 +161,7 @@ impl Session {
             loads,
             logs_wanted,
             acknowledged,
+            managers: Vec::new(),
             welcome,
         })
     }
@@ -200,6 +206,7 @@ impl Session {
                 Down::Dependency(dependency) => self.dependencies.push(dependency),
                 Down::LogsWanted(wanted) => self.logs_wanted.push(wanted),
                 Down::MemberKeys(_) => panic!("keys for an agent that doesn't say that it knows them"),
+                Down::Managers(told) => self.managers = told.addresses,
                 Down::StatusAck(ack) => self.acknowledged.extend(ack.task_ids),
             }
         }

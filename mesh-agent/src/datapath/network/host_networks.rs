@@ -46,6 +46,22 @@ pub fn host_networks() -> io::Result<Vec<HostNetwork>> {
     Ok(found)
 }
 
+/// Every IPv4 address of the host's own, with its interface's name.
+///
+/// # Errors
+/// The kernel refuses a query.
+pub fn host_addresses() -> io::Result<Vec<(String, Ipv4Addr)>> {
+    let mut netlink = Netlink::open()?;
+    let names: BTreeMap<u32, String> =
+        netlink.links()?.into_iter().map(|link| (link.index, link.name)).collect();
+    let addresses = netlink.addresses()?.into_iter().filter_map(|(index, address)| {
+        let device = names.get(&index)?;
+        let is_mesh = device == TUNNEL_DEVICE || Bridge::named(device).is_some();
+        (!is_mesh).then(|| (device.clone(), address))
+    });
+    Ok(addresses.collect())
+}
+
 /// Routes of the main table, except default routes, by device.
 fn routes(netlink: &mut Netlink) -> io::Result<Vec<(u32, Ipv4Net)>> {
     let mut request = RouteMessage::default();

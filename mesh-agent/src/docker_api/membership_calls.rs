@@ -1,0 +1,76 @@
+//! `POST /swarm/join` and `POST /swarm/leave`: this node joins a cluster, or leaves it.
+//!
+//! Invariant: a node with a manager leaves by the manager's word only, as its loss may cost the
+//! cluster its quorum.
+
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+
+use super::error::{ApiError, full};
+use super::filters::Query;
+use super::membership::Membership;
+use super::upstream::Upstream;
+use super::{Body, Shared, drain};
+use crate::datapath::host_addresses;
+use crate::enrolment::address::SystemAddress;
+use crate::enrolment::order::{JoinBody, JoinOrder};
+use crate::enrolment::{EnrolmentError, LocalState};
+
+/// The most bytes of a request's body.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+impl Shared {
+    /// Joins or leaves a cluster.
+    pub(super) async fn change_membership(
+        &self,
+        call: Membership,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
+        let composer = &self.composer;
+        let state = composer.enrolment().state();
+        match call {
+            Membership::Init | Membership::Join if state != LocalState::Inactive => {
+                drain(request.into_body()).await;
+                Err(EnrolmentError::AlreadyMember.into())
+            }
+            Membership::Init => {
+                drain(request.into_body()).await;
+                Err(ApiError::NoInit)
+            }
+            Membership::Join => {
+                let order = JoinOrder::new(body(request).await?, &system_addresses().await?)?;
+                composer.enrolment().join(order).await?;
+                Ok(Response::new(full("")))
+            }
+            Membership::Leave if composer.control().and_then(Upstream::present).is_ok() => {
+                self.ask_control(request).await
+            }
+            Membership::Leave => {
+                let force = Query::of(request.uri()).value("force").is_some_and(|value| is_true(&value));
+                drain(request.into_body()).await;
+                composer.enrolment().leave(force).await?;
+                Ok(Response::new(full("")))
+            }
+        }
+    }
+}
+
+/// Whether the engine takes a query's value for true.
+fn is_true(value: &str) -> bool {
+    !["", "0", "no", "false", "none"].contains(&value.trim().to_lowercase().as_str())
+}
+
+async fn body(request: Request<Incoming>) -> Result<JoinBody, ApiError> {
+    let read = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+    let bytes = read.map_err(|error| ApiError::BadRequest(error.to_string()))?.to_bytes();
+    serde_json::from_slice(&bytes).map_err(|error| ApiError::BadRequest(format!("invalid JSON: {error}")))
+}
+
+/// The host's addresses, by which a client may name its own.
+async fn system_addresses() -> Result<Vec<SystemAddress>, EnrolmentError> {
+    let read = tokio::task::spawn_blocking(host_addresses).await;
+    let read = read.map_err(|error| EnrolmentError::HostAddresses(error.to_string()))?;
+    let found = read.map_err(|error| EnrolmentError::HostAddresses(error.to_string()))?;
+    Ok(found.into_iter().map(|(interface, address)| SystemAddress { interface, address }).collect())
+}
