@@ -1,8 +1,9 @@
 //! The node's view of the mesh: one immutable value, made from the tables that a manager sends.
 //!
-//! Invariants: a view is never changed, only replaced; [`NodeView::apply`] is pure, and applies
-//! either a whole message or none of it. Generations only rise, and a delta is applied only to the
-//! generation it was made for.
+//! Invariants: a view is never changed, only replaced, and shares with the one before it each kind
+//! of entry that hasn't changed; [`NodeView::apply`] is pure, and applies either a whole message or
+//! none of it. Generations only rise, and a delta is applied only to the generation it was made
+//! for.
 //!
 //! Left to others: receiving tables ([`crate::control_link`]), and following the view
 //! ([`crate::datapath`], [`crate::proxy`], [`crate::metrics`]).
@@ -15,6 +16,7 @@ use ipnet::Ipv4Net;
 use mesh_state::ids::{BackendId, NetworkId, NodeId, ServiceId, TaskId};
 use mesh_state::lb::LbSettings;
 use mesh_state::proto;
+use mesh_state::shared::Shared;
 use mesh_state::spec::Protocol;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -43,17 +45,17 @@ pub struct NodeView {
     #[serde(default)]
     pub member_keys: MemberKeys,
     /// Every member node, this one included.
-    pub nodes: BTreeMap<NodeId, PeerNode>,
+    pub nodes: Shared<BTreeMap<NodeId, PeerNode>>,
     /// Services with published ports or networks.
-    pub services: BTreeMap<ServiceId, ServiceView>,
+    pub services: Shared<BTreeMap<ServiceId, ServiceView>>,
     /// The backends of these services.
-    pub backends: BTreeMap<BackendId, BackendView>,
+    pub backends: Shared<BTreeMap<BackendId, BackendView>>,
     /// The networks that users made.
     #[serde(default)]
-    pub networks: BTreeMap<NetworkId, NetworkView>,
+    pub networks: Shared<BTreeMap<NetworkId, NetworkView>>,
     /// Whoever has addresses on them, by the id of the task or the attachment.
     #[serde(default)]
-    pub members: BTreeMap<String, MemberView>,
+    pub members: Shared<BTreeMap<String, MemberView>>,
 }
 
 /// A member node.
@@ -205,11 +207,11 @@ impl NodeView {
             address,
             subnet: None,
             member_keys: MemberKeys::default(),
-            nodes: BTreeMap::new(),
-            services: BTreeMap::new(),
-            backends: BTreeMap::new(),
-            networks: BTreeMap::new(),
-            members: BTreeMap::new(),
+            nodes: Shared::default(),
+            services: Shared::default(),
+            backends: Shared::default(),
+            networks: Shared::default(),
+            members: Shared::default(),
         }
     }
 

@@ -1,8 +1,9 @@
 //! The cluster as etcd holds it at one revision: every stored object, indexed.
 //!
 //! Invariants: [`ClusterSnapshot::apply`] is pure and total: it ignores an unknown key, and leaves
-//! out a value that can't be decoded and names it in [`ClusterSnapshot::unreadable`]. A snapshot is
-//! shared behind an `Arc` and its values behind `Arc`s, so that a copy costs pointers.
+//! out a value that can't be decoded and names it in [`ClusterSnapshot::unreadable`]. Snapshots
+//! share their values, and the map of each kind of object that has not changed in between, so that
+//! the next snapshot costs a copy of the pointers of the changed kinds only.
 //!
 //! Left to others: reading etcd ([`super::watch`]) and every decision.
 
@@ -26,6 +27,7 @@ use mesh_state::member_keys::MemberKeys;
 use mesh_state::network::{Network, NetworkCursor};
 use mesh_state::node::{Liveness, Node, NodeState, PortClash};
 use mesh_state::service::Service;
+use mesh_state::shared::Shared;
 use mesh_state::spec::ServiceSpec;
 use mesh_state::store::{Change, KeyValue};
 use mesh_state::task::{Task, TaskState, TaskStatus};
@@ -67,22 +69,22 @@ pub struct ClusterSnapshot {
     /// Managers that are alive, by name.
     pub managers: BTreeMap<String, Stored<Manager>>,
     /// Services by id.
-    pub services: BTreeMap<ServiceId, Stored<Service>>,
+    pub services: Shared<BTreeMap<ServiceId, Stored<Service>>>,
     /// Versions of services' specs that tasks were made from.
-    pub specs: BTreeMap<(ServiceId, u64), Stored<ServiceSpec>>,
+    pub specs: Shared<BTreeMap<(ServiceId, u64), Stored<ServiceSpec>>>,
     /// Tasks by id.
-    pub tasks: BTreeMap<TaskId, Stored<Task>>,
+    pub tasks: Shared<BTreeMap<TaskId, Stored<Task>>>,
     /// Observed states by task.
-    pub statuses: BTreeMap<TaskId, Stored<TaskStatus>>,
+    pub statuses: Shared<BTreeMap<TaskId, Stored<TaskStatus>>>,
     /// Nodes by id.
-    pub nodes: BTreeMap<NodeId, Stored<Node>>,
+    pub nodes: Shared<BTreeMap<NodeId, Stored<Node>>>,
     /// The liveness of nodes: ready, silent or down.
-    pub liveness: BTreeMap<NodeId, Stored<Liveness>>,
+    pub liveness: Shared<BTreeMap<NodeId, Stored<Liveness>>>,
     /// When this manager's watch saw the state of each node's liveness change, by this manager's
     /// clock; for what the first listing had, the moment of the listing.
     pub liveness_seen: BTreeMap<NodeId, Timestamp>,
     /// When the watch saw the steps of each task.
-    pub tasks_seen: BTreeMap<TaskId, seen::TaskSeen>,
+    pub tasks_seen: Shared<BTreeMap<TaskId, seen::TaskSeen>>,
     /// When the watch saw each manager's record written; records of the first listing have no
     /// entry.
     pub managers_seen: BTreeMap<String, Timestamp>,
@@ -95,17 +97,17 @@ pub struct ClusterSnapshot {
     /// The networks of nodes' hosts, sorted.
     pub host_networks: BTreeMap<NodeId, Stored<Vec<Ipv4Net>>>,
     /// Claimed names: (kind, name) to id.
-    pub names: BTreeMap<(String, String), Stored<String>>,
+    pub names: Shared<BTreeMap<(String, String), Stored<String>>>,
     /// Claimed ports: (protocol, port) to service.
-    pub ports: BTreeMap<(String, u16), Stored<ServiceId>>,
+    pub ports: Shared<BTreeMap<(String, u16), Stored<ServiceId>>>,
     /// Networks by id.
-    pub networks: BTreeMap<NetworkId, Stored<Network>>,
+    pub networks: Shared<BTreeMap<NetworkId, Stored<Network>>>,
     /// Containers that are no tasks, on networks.
-    pub attachments: BTreeMap<AttachmentId, Stored<AttachedContainer>>,
+    pub attachments: Shared<BTreeMap<AttachmentId, Stored<AttachedContainer>>>,
     /// Secrets and configs, without their data.
-    pub dependencies: BTreeMap<(DependencyKind, DependencyId), Stored<Dependency>>,
+    pub dependencies: Shared<BTreeMap<(DependencyKind, DependencyId), Stored<Dependency>>>,
     /// The services that refer to each secret or config.
-    pub references: BTreeSet<(DependencyKind, DependencyId, ServiceId)>,
+    pub references: Shared<BTreeSet<(DependencyKind, DependencyId, ServiceId)>>,
     /// Requests of managers for logs from nodes whose session another manager has, by node and
     /// request.
     pub log_asks: BTreeMap<(NodeId, String), Stored<LogAsk>>,
@@ -122,8 +124,8 @@ pub struct ClusterSnapshot {
     pub received_at: Timestamp,
     /// Keys whose values could not be decoded, with the error.
     pub unreadable: BTreeMap<String, String>,
-    tasks_by_service: BTreeMap<ServiceId, BTreeSet<TaskId>>,
-    tasks_by_node: BTreeMap<NodeId, BTreeSet<TaskId>>,
+    tasks_by_service: Shared<BTreeMap<ServiceId, BTreeSet<TaskId>>>,
+    tasks_by_node: Shared<BTreeMap<NodeId, BTreeSet<TaskId>>>,
     touched: Touched,
     newest_addresses: NewestAddresses,
     acked_by_all: OnceLock<i64>,
@@ -157,6 +159,11 @@ impl ClusterSnapshot {
     /// The tasks of a service, whatever their state, by id.
     pub fn tasks_of<'a>(&'a self, service: &ServiceId) -> impl Iterator<Item = &'a Stored<Task>> + use<'a> {
         self.tasks_by_service.get(service).into_iter().flatten().filter_map(|id| self.tasks.get(id))
+    }
+
+    /// The services that have tasks, whether or not they are removed, by id.
+    pub fn services_with_tasks(&self) -> impl Iterator<Item = &ServiceId> {
+        self.tasks_by_service.keys()
     }
 
     /// The tasks on a node, whatever their state, by id.

@@ -8,6 +8,8 @@
 //!
 //! Left to others: sending it ([`crate::node_service`]).
 
+mod contents;
+mod entries;
 mod members;
 
 use std::collections::BTreeMap;
@@ -19,15 +21,15 @@ use mesh_state::ids::{NodeId, ServiceId, TaskId};
 use mesh_state::lb::{LbSettings, node_weight};
 use mesh_state::node::{Node, NodeState, is_member_address};
 use mesh_state::proto::{
-    BackendState, MeshBackend, MeshMember, MeshNetwork, MeshNode, MeshPort, MeshService, MeshServiceNetwork,
-    MeshTable,
+    BackendState, MeshBackend, MeshNode, MeshPort, MeshService, MeshServiceNetwork, MeshTable,
 };
 use mesh_state::service::Service;
 use mesh_state::spec::{PublishMode, ServiceSpec};
-use mesh_state::store::generation_of;
 use mesh_state::task::{Task, TaskEndpoint, TaskState};
 
-use crate::feed::snapshot::ClusterSnapshot;
+pub use self::contents::Contents;
+use self::entries::{Entries, Map, Part, changes, values};
+use crate::feed::snapshot::{ClusterSnapshot, Stored};
 
 /// The whole table at one generation.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -39,56 +41,10 @@ pub struct Table {
     entries: Entries,
 }
 
-/// A table's contents, by id.
-#[derive(Debug, Clone, PartialEq, Default)]
-struct Entries {
-    nodes: BTreeMap<String, MeshNode>,
-    services: BTreeMap<String, MeshService>,
-    backends: BTreeMap<u32, MeshBackend>,
-    networks: BTreeMap<String, MeshNetwork>,
-    members: BTreeMap<String, MeshMember>,
-    /// The member behind each backend of a virtual IP.
-    member_of: BTreeMap<u32, String>,
-}
-
 impl Table {
     /// The table of a snapshot.
     pub fn of(snapshot: &ClusterSnapshot) -> Self {
-        let mut entries = Entries::default();
-        for node in snapshot.nodes.values() {
-            if let Some(IpAddr::V4(address)) = node.address
-                && is_member_address(address)
-                && !is_left_to_another(snapshot, node)
-            {
-                let entry = MeshNode {
-                    id: node.id.to_string(),
-                    address: address.to_string(),
-                    hostname: node.description.hostname.clone(),
-                    subnet: node.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
-                    datapath: node.description.datapath.clone(),
-                    takes_cookies: node.description.takes_cookies,
-                };
-                entries.nodes.insert(entry.id.clone(), entry);
-            }
-        }
-        entries.networks = members::networks(snapshot);
-        for service in snapshot.services.values() {
-            let (ports, networks) = (ingress_ports(service), members::of_service(snapshot, service));
-            entries.add(snapshot, &service.id, &service.spec, ports, networks);
-        }
-        let attached = snapshot.attachments.values();
-        for member in attached.filter_map(|container| members::of_container(snapshot, container)) {
-            entries.members.insert(member.id.clone(), member);
-        }
-        // A removed service is on no network any more, so its name resolves to nothing.
-        for (service, (spec, ports)) in removed_services(snapshot, &entries) {
-            entries.add(snapshot, service, spec, ports, Vec::new());
-        }
-        Self {
-            generation: generation_of(snapshot.revision),
-            committed_unix_ms: snapshot.received_at.timestamp_millis(),
-            entries,
-        }
+        Contents::of(snapshot).table(snapshot)
     }
 
     /// This table without the backends and memberships of ended tasks. `ended` names each task with
@@ -96,12 +52,7 @@ impl Table {
     #[must_use]
     pub fn without(mut self, ended: &BTreeMap<TaskId, NodeId>) -> Self {
         if !ended.is_empty() {
-            let says_so =
-                |task: &str, on: &str| ended.get(&TaskId::from(task)).is_some_and(|node| node.as_str() == on);
-            self.entries.backends.retain(|_, backend| !says_so(&backend.task_id, &backend.node_id));
-            self.entries.members.retain(|_, member| !says_so(&member.id, &member.node_id));
-            let Entries { members, member_of, .. } = &mut self.entries;
-            member_of.retain(|_, member| members.contains_key(member));
+            self.entries.remove_ended(ended);
         }
         self
     }
@@ -123,11 +74,11 @@ impl Table {
         MeshTable {
             generation: self.generation,
             committed_unix_ms: self.committed_unix_ms,
-            nodes: self.entries.nodes.values().cloned().collect(),
-            services: self.entries.services.values().cloned().collect(),
-            backends: self.entries.backends.values().cloned().collect(),
-            networks: self.entries.networks.values().cloned().collect(),
-            members: self.entries.members.values().cloned().collect(),
+            nodes: values(&self.entries.nodes),
+            services: values(&self.entries.services),
+            backends: values(&self.entries.backends),
+            networks: values(&self.entries.networks),
+            members: values(&self.entries.members),
             ..MeshTable::default()
         }
     }
@@ -173,6 +124,23 @@ pub fn for_node(mut message: MeshTable, node: &NodeId, now: Timestamp) -> MeshTa
     message
 }
 
+/// The member nodes.
+fn nodes(snapshot: &ClusterSnapshot) -> Map<String, MeshNode> {
+    let in_table = snapshot.nodes.values().filter(|node| !is_left_to_another(snapshot, node));
+    let entry = |node: &Stored<Node>| match node.address {
+        Some(IpAddr::V4(address)) if is_member_address(address) => Some(MeshNode {
+            id: node.id.to_string(),
+            address: address.to_string(),
+            hostname: node.description.hostname.clone(),
+            subnet: node.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
+            datapath: node.description.datapath.clone(),
+            takes_cookies: node.description.takes_cookies,
+        }),
+        _ => None,
+    };
+    in_table.filter_map(entry).map(|node| (node.id.clone(), node.into())).collect()
+}
+
 /// Whether a node that is down had an address that another node has now, that is, its machine was
 /// set up anew.
 fn is_left_to_another(snapshot: &ClusterSnapshot, node: &Node) -> bool {
@@ -181,88 +149,64 @@ fn is_left_to_another(snapshot: &ClusterSnapshot, node: &Node) -> bool {
     is_down(&node.id) && snapshot.nodes.values().any(|other| shares(other) && !is_down(&other.id))
 }
 
-impl Entries {
-    /// Adds a service that is reached through the mesh, with its backends and members.
-    fn add(
-        &mut self,
-        snapshot: &ClusterSnapshot,
-        id: &ServiceId,
-        spec: &ServiceSpec,
-        ports: Vec<MeshPort>,
-        networks: Vec<MeshServiceNetwork>,
-    ) {
-        // Labels were checked when they were written; one of a later version gets its default here.
-        let settings = LbSettings::from_labels(&spec.labels).unwrap_or_default();
-        let mut has_members = false;
-        for task in snapshot.tasks_of(id) {
-            if let Some(member) = members::of_task(snapshot, &spec.name, &settings, task) {
-                let backends = member.attachments.iter().map(|attachment| attachment.backend_id);
-                self.member_of.extend(backends.filter(|id| *id != 0).map(|id| (id, member.id.clone())));
-                self.members.insert(member.id.clone(), member);
-                has_members = true;
-            }
-            if !ports.is_empty() {
-                let backends = backends(snapshot, &spec.name, &settings, task);
-                self.backends.extend(backends.into_iter().map(|backend| (backend.id, backend)));
-            }
+/// A service that is reached through the mesh, with its backends and members.
+fn part(
+    snapshot: &ClusterSnapshot,
+    id: &ServiceId,
+    spec: &ServiceSpec,
+    ports: Vec<MeshPort>,
+    networks: Vec<MeshServiceNetwork>,
+) -> Part {
+    // Labels were checked when they were written; one of a later version gets its default here.
+    let settings = LbSettings::from_labels(&spec.labels).unwrap_or_default();
+    let mut part = Part::default();
+    for task in snapshot.tasks_of(id) {
+        part.members.extend(members::of_task(snapshot, &spec.name, &settings, task));
+        if !ports.is_empty() {
+            part.backends.extend(backends(snapshot, &spec.name, &settings, task));
         }
-        if ports.is_empty() && networks.is_empty() && !has_members {
-            return;
-        }
-        let entry = MeshService {
+    }
+    if !ports.is_empty() || !networks.is_empty() || !part.members.is_empty() {
+        part.service = Some(MeshService {
             id: id.to_string(),
             name: spec.name.clone(),
             policy: settings.policy.to_string(),
             ports,
             settings_json: serde_json::to_string(&settings).unwrap_or_default(),
             networks,
-        };
-        self.services.insert(entry.id.clone(), entry);
+        });
     }
-
-    fn answers_on(&self, port: &MeshPort) -> bool {
-        let ports = self.services.values().flat_map(|service| &service.ports);
-        ports.into_iter().any(|taken| (&taken.protocol, taken.published) == (&port.protocol, port.published))
-    }
+    part
 }
 
-/// Removed services that still have tasks, with those of their ports that no other service has
-/// taken: their live flows go on and new ones are refused until the tasks have stopped.
-fn removed_services<'a>(
+/// A removed service that still has tasks: the spec to show it by, and those of its ports that
+/// `is_taken` by no other service. Its live flows go on and new ones are refused until the tasks
+/// have stopped. `None` once it is in the table no more.
+fn removed_service<'a>(
     snapshot: &'a ClusterSnapshot,
-    entries: &Entries,
-) -> BTreeMap<&'a ServiceId, (&'a ServiceSpec, Vec<MeshPort>)> {
-    let mut removed: BTreeMap<&ServiceId, (&ServiceSpec, Vec<MeshPort>)> = BTreeMap::new();
-    let left = snapshot.tasks.values().filter(|task| {
-        !snapshot.services.contains_key(&task.service_id)
-            && (snapshot.state_of(task) == TaskState::Running || !task.attachments.is_empty())
-    });
-    for task in left {
-        let Some(spec) = snapshot.spec_of(task) else { continue };
-        let (_, ports) = removed.entry(&task.service_id).or_insert((spec, Vec::new()));
+    id: &ServiceId,
+    is_taken: impl Fn(&MeshPort) -> bool,
+) -> Option<(&'a ServiceSpec, Vec<MeshPort>)> {
+    let mut found: Option<(&ServiceSpec, Vec<MeshPort>)> = None;
+    for task in snapshot.tasks_of(id) {
         let is_running = snapshot.state_of(task) == TaskState::Running;
+        if !is_running && task.attachments.is_empty() {
+            continue;
+        }
+        let Some(spec) = snapshot.spec_of(task) else { continue };
+        let (_, ports) = found.get_or_insert((spec, Vec::new()));
         for endpoint in task.endpoints.iter().filter(|_| is_running) {
             let port = MeshPort {
                 protocol: endpoint.protocol.to_string(),
                 published: endpoint.published_port.into(),
                 target: endpoint.target_port.into(),
             };
-            if !ports.contains(&port) && !entries.answers_on(&port) {
+            if !ports.contains(&port) && !is_taken(&port) {
                 ports.push(port);
             }
         }
     }
-    removed
-}
-
-/// The new and changed values, and the removed keys.
-fn changes<K: Ord + Clone, V: PartialEq + Clone>(
-    old: &BTreeMap<K, V>,
-    new: &BTreeMap<K, V>,
-) -> (Vec<V>, Vec<K>) {
-    let set = new.iter().filter(|(key, value)| old.get(key) != Some(value)).map(|(_, value)| value.clone());
-    let removed = old.keys().filter(|key| !new.contains_key(key)).cloned();
-    (set.collect(), removed.collect())
+    found
 }
 
 fn ingress_ports(service: &Service) -> Vec<MeshPort> {

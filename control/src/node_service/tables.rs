@@ -1,4 +1,5 @@
-//! Makes the mesh table of each snapshot once for all sessions of this manager.
+//! Makes the mesh table of each snapshot once for all sessions of this manager, from the table
+//! before it.
 //!
 //! Invariants: a change of contents is published at once; if only the revision rose, the generation
 //! follows within [`GENERATION_LAG`], so that acknowledgements keep up without a message for every
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::recorder::Reports;
 use crate::feed::watch::Feed;
-use crate::node_service::mesh_table::Table;
+use crate::node_service::mesh_table::{Contents, Table};
 
 /// How far a published generation may be behind a revision at which its contents are still right.
 const GENERATION_LAG: Duration = Duration::from_millis(500);
@@ -32,7 +33,7 @@ pub async fn publish(
     shutdown: CancellationToken,
 ) {
     let mut snapshots = feed.snapshots;
-    let mut made_of = None;
+    let (mut contents, mut made_of) = (Contents::default(), None);
     let mut published_at = Instant::now();
     loop {
         // Read before the snapshot: a report that is missing here is in the snapshot that is read
@@ -42,7 +43,7 @@ pub async fn publish(
         let source = Some((snapshot.mesh_revision, ended.clone()));
         let mut behind = false;
         if source != made_of {
-            let mut table = Table::of(&snapshot).without(&ended);
+            let mut table = contents.follow(&snapshot).without(&ended);
             let last = Arc::clone(&tables.borrow());
             behind = table.same_entries(&last) && published_at.elapsed() < GENERATION_LAG;
             if !behind {

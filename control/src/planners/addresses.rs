@@ -27,7 +27,9 @@ use rand::RngCore;
 
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::plan::{Action, Plan};
-use crate::slots::addresses::{Addresses, is_served, virtual_ips_wanted};
+use crate::slots::addresses::{
+    Addresses, has_virtual_ips_wanted, is_served, owed_to_nodes, virtual_ips_wanted,
+};
 
 /// Gives nodes, services and attached containers the addresses that they lack, and frees those that
 /// are no longer needed.
@@ -39,7 +41,8 @@ pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore)
     let mut addresses = Addresses::new(snapshot);
     // Nodes first: a task without its node's bridge is not on the network at all.
     node_addresses(snapshot, &mut addresses, &mut plan);
-    for service in snapshot.services.values() {
+    let lacking = snapshot.services.values().filter(|service| !has_virtual_ips_wanted(snapshot, service));
+    for service in lacking {
         virtual_ips(snapshot, service, &mut addresses, &mut plan);
     }
     for container in snapshot.attachments.values() {
@@ -88,7 +91,7 @@ fn node_addresses(snapshot: &ClusterSnapshot, addresses: &mut Addresses<'_>, pla
             plan.reasons.push(format!("node {node} gives up its address on network {}", stored.name));
         }
     }
-    for (id, nodes) in addresses.owed_to_nodes() {
+    for (id, nodes) in owed_to_nodes(snapshot) {
         let Some(stored) = snapshot.networks.get(id) else { continue };
         for node in nodes {
             match addresses.for_node(id, node) {

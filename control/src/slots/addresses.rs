@@ -34,7 +34,7 @@ use mesh_state::service::Service;
 use thiserror::Error;
 
 use self::pool::{Pool, hosts};
-use super::networks::{has_virtual_ips, named_by};
+use super::networks::{has_virtual_ips, ids_named_by, named_by};
 use crate::feed::snapshot::ClusterSnapshot;
 
 /// Why there is no address. Users read it at the task that waits.
@@ -102,6 +102,29 @@ pub fn virtual_ips_wanted(snapshot: &ClusterSnapshot, service: &Service) -> Vec<
     }
     let networks = named_by(&service.spec).into_iter().map(|named| named.id);
     networks.filter(|id| snapshot.networks.get(id).is_some_and(|network| is_served(network))).collect()
+}
+
+/// Whether a service has virtual IPs on exactly [`virtual_ips_wanted`], in that order. It allocates
+/// nothing for a service that does, as most always do.
+pub fn has_virtual_ips_wanted(snapshot: &ClusterSnapshot, service: &Service) -> bool {
+    let held = &service.virtual_ips;
+    if !has_virtual_ips(&service.spec) {
+        return held.is_empty();
+    }
+    let is_served = |id: &NetworkId| snapshot.networks.get(id).is_some_and(|network| is_served(network));
+    let mut found = 0;
+    for id in ids_named_by(&service.spec) {
+        // The spec may name a network twice.
+        if held[..found].iter().any(|known| known.network_id.as_str() == id) {
+            continue;
+        }
+        match held.get(found) {
+            Some(next) if next.network_id.as_str() == id && is_served(&next.network_id) => found += 1,
+            _ if is_served(&NetworkId::from(id)) => return false,
+            _ => {}
+        }
+    }
+    found == held.len()
 }
 
 impl<'a> Addresses<'a> {
@@ -220,15 +243,6 @@ impl<'a> Addresses<'a> {
         if is_held { Err(NoAddress::Taken { address, name: stored.name.clone() }) } else { Ok(()) }
     }
 
-    /// The nodes that have tasks or attached containers on a network and no address there yet, by
-    /// network.
-    pub fn owed_to_nodes(&mut self) -> Vec<(&'a NetworkId, BTreeSet<&'a NodeId>)> {
-        let snapshot = self.snapshot;
-        let pools = self.pools.get_or_insert_with(|| pools(snapshot));
-        let owing = pools.iter().filter(|(_, pool)| !pool.nodes_owed.is_empty());
-        owing.map(|(network, pool)| (*network, pool.nodes_owed.clone())).collect()
-    }
-
     fn next(
         &mut self,
         network: &NetworkId,
@@ -257,6 +271,31 @@ fn exhausted(snapshot: &ClusterSnapshot, network: &NetworkId) -> NoAddress {
     }
 }
 
+/// The nodes that have tasks or attached containers on a network and no address there yet, by
+/// network.
+pub fn owed_to_nodes(snapshot: &ClusterSnapshot) -> BTreeMap<&NetworkId, BTreeSet<&NodeId>> {
+    let mut owed: BTreeMap<&NetworkId, BTreeSet<&NodeId>> = BTreeMap::new();
+    let mut note = |network, node| {
+        let stored = snapshot.networks.get_key_value(network).filter(|(_, network)| is_served(network));
+        if let Some((network, stored)) = stored
+            && snapshot.nodes.contains_key(node)
+            && !stored.node_addresses.contains_key(node)
+        {
+            owed.entry(network).or_default().insert(node);
+        }
+    };
+    let with_networks = snapshot.tasks.values().filter(|task| !task.attachments.is_empty());
+    for task in with_networks.filter(|task| !snapshot.state_of(task).is_terminal()) {
+        for attachment in &task.attachments {
+            task.node_id.iter().for_each(|node| note(&attachment.network_id, node));
+        }
+    }
+    for container in snapshot.attachments.values() {
+        note(&container.network_id, &container.node_id);
+    }
+    owed
+}
+
 /// All addresses in use and owed: one pass over tasks and services.
 fn pools(snapshot: &ClusterSnapshot) -> BTreeMap<&NetworkId, Pool<'_>> {
     let served = snapshot.networks.iter().filter(|(_, network)| is_served(network));
@@ -279,17 +318,10 @@ fn pools(snapshot: &ClusterSnapshot) -> BTreeMap<&NetworkId, Pool<'_>> {
         if snapshot.state_of(task).is_terminal() {
             continue;
         }
-        let node = task.node_id.as_ref().filter(|node| snapshot.nodes.contains_key(node));
         for attachment in &task.attachments {
             let Some(pool) = pools.get_mut(&attachment.network_id) else { continue };
             if let Some(address) = attachment.address {
                 pool.hold(address);
-            }
-            let network = snapshot.networks.get(&attachment.network_id);
-            if let Some(node) = node
-                && network.is_some_and(|network| !network.node_addresses.contains_key(node))
-            {
-                pool.nodes_owed.insert(node);
             }
         }
     }
@@ -298,12 +330,10 @@ fn pools(snapshot: &ClusterSnapshot) -> BTreeMap<&NetworkId, Pool<'_>> {
         if let Some(address) = container.address {
             pool.hold(address);
         }
-        let network = snapshot.networks.get(&container.network_id);
-        let has_address = |network: &Network| network.node_addresses.contains_key(&container.node_id);
-        if snapshot.nodes.contains_key(&container.node_id)
-            && network.is_some_and(|network| !has_address(network))
-        {
-            pool.nodes_owed.insert(&container.node_id);
+    }
+    for (network, nodes) in owed_to_nodes(snapshot) {
+        if let Some(pool) = pools.get_mut(network) {
+            pool.nodes_owed = nodes;
         }
     }
     // Who holds an address already is known now.

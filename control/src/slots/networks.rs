@@ -21,13 +21,24 @@ pub struct NamedNetwork {
     pub aliases: Vec<String>,
 }
 
-/// The networks of a service, each listed once.
-pub fn named_by(spec: &ServiceSpec) -> Vec<NamedNetwork> {
+/// The entries of a spec's networks, with the id of the network that each names. More than one may
+/// name a network.
+fn entries(spec: &ServiceSpec) -> impl Iterator<Item = (&str, &Value)> {
     // Older clients name a service's networks beside the template.
     let lists = [spec.task_template.extra.get("Networks"), spec.extra.get("Networks")];
+    let all = lists.into_iter().flatten().filter_map(Value::as_array).flatten();
+    all.filter_map(|one| Some((one.get("Target")?.as_str()?, one)))
+}
+
+/// The ids of a service's networks in the order of its spec, some perhaps more than once.
+pub fn ids_named_by(spec: &ServiceSpec) -> impl Iterator<Item = &str> {
+    entries(spec).map(|(id, _)| id)
+}
+
+/// The networks of a service, each listed once.
+pub fn named_by(spec: &ServiceSpec) -> Vec<NamedNetwork> {
     let mut named: Vec<NamedNetwork> = Vec::new();
-    for one in lists.into_iter().flatten().filter_map(Value::as_array).flatten() {
-        let Some(target) = one.get("Target").and_then(Value::as_str) else { continue };
+    for (target, one) in entries(spec) {
         let id = NetworkId::from(target);
         if named.iter().all(|known| known.id != id) {
             let aliases = one.get("Aliases").and_then(Value::as_array).into_iter().flatten();

@@ -23,6 +23,7 @@ pub mod network;
 pub mod node;
 pub mod report;
 pub mod service;
+pub mod shared;
 pub mod task;
 pub mod template;
 

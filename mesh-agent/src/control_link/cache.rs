@@ -7,7 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -21,9 +21,14 @@ use mesh_runtime::private_file;
 const FILE: &str = "mesh-cache.json";
 const FORMAT: u32 = 1;
 
-/// The least time between two writes. An agent that is killed starts with a table that is older by
-/// this at most.
+/// The least and the most time between two writes. An agent that is killed starts with a table that
+/// is older by at most this.
 const WRITE_INTERVAL: Duration = Duration::from_millis(100);
+const WRITE_INTERVAL_MAX: Duration = Duration::from_secs(2);
+
+/// The pause after a write, as a multiple of the time that it took. It bounds the share of a CPU
+/// that writes cost while a large table changes all the time, as the table is written whole.
+const REST: u32 = 9;
 
 /// The contents of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +128,7 @@ pub async fn keep(
     mut relay_keys: watch::Receiver<RelayKeys>,
     shutdown: CancellationToken,
 ) {
+    let mut pause = WRITE_INTERVAL;
     loop {
         let changed = async {
             tokio::select! {
@@ -137,6 +143,7 @@ pub async fn keep(
         if view.borrow().generation > 0 {
             let (directory, table, keys) =
                 (data_dir.clone(), view.borrow_and_update().clone(), relay_keys.borrow_and_update().clone());
+            let began = Instant::now();
             match tokio::task::spawn_blocking(move || store(&directory, &table, &keys)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -149,15 +156,21 @@ pub async fn keep(
                     );
                 }
             }
+            pause = pause_after(began.elapsed());
         }
         if ended {
             return;
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = tokio::time::sleep(WRITE_INTERVAL) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// The pause after a write that took this long.
+fn pause_after(took: Duration) -> Duration {
+    took.saturating_mul(REST).clamp(WRITE_INTERVAL, WRITE_INTERVAL_MAX)
 }
 
 #[cfg(test)]
@@ -208,6 +221,12 @@ mod tests {
         assert!(matches!(load(directory.path()), Err(CacheError::Format { format: 99, .. })));
         std::fs::write(directory.path().join(FILE), "nonsense").expect("a damaged file");
         assert!(matches!(load(directory.path()), Err(CacheError::Damaged { .. })));
+    }
+
+    #[test]
+    fn the_longer_a_write_takes_the_rarer_it_is() {
+        let pause = |took: u64| pause_after(Duration::from_millis(took)).as_millis();
+        assert_eq!([0, 10, 50, 1000].map(pause), [100, 100, 450, 2000]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use mesh_state::ids::ServiceId;
 use mesh_state::lb::Policy;
+use mesh_state::shared::{Shared, differing};
 use prometheus::{HistogramOpts, HistogramVec, Registry};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::view::NodeView;
+use crate::view::{NodeView, ServiceView};
 
 /// Bounds of the propagation histogram, in seconds.
 const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -86,18 +87,25 @@ fn seconds_since(unix_ms: i64) -> f64 {
 #[derive(Debug, Default)]
 struct PolicyChanges {
     services: BTreeMap<ServiceId, (Policy, u64)>,
+    /// The services of the view that was observed last.
+    seen: Shared<BTreeMap<ServiceId, ServiceView>>,
 }
 
 impl PolicyChanges {
     fn observe(&mut self, view: &NodeView) {
-        self.services.retain(|id, _| view.services.contains_key(id));
-        for service in view.services.values() {
-            let (policy, changes) = self.services.entry(service.id.clone()).or_insert((service.lb.policy, 0));
-            if *policy != service.lb.policy {
-                *policy = service.lb.policy;
+        let has_same_policy = |one: &ServiceView, other: &ServiceView| one.lb.policy == other.lb.policy;
+        for (id, service) in differing(&self.seen, &view.services, has_same_policy) {
+            let Some(ServiceView { lb, .. }) = service else {
+                self.services.remove(id);
+                continue;
+            };
+            let (policy, changes) = self.services.entry(id.clone()).or_insert((lb.policy, 0));
+            if *policy != lb.policy {
+                *policy = lb.policy;
                 *changes += 1;
             }
         }
+        self.seen = view.services.clone();
     }
 
     fn counts(&self) -> BTreeMap<ServiceId, u64> {

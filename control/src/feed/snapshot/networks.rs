@@ -12,6 +12,7 @@ use mesh_state::attachment::AttachedContainer;
 use mesh_state::ids::{AttachmentId, NetworkId, ServiceId};
 use mesh_state::network::Network;
 use mesh_state::service::Service;
+use mesh_state::shared::Shared;
 use mesh_state::store::KeyValue;
 use mesh_state::task::Task;
 
@@ -19,7 +20,7 @@ use super::{ClusterSnapshot, keep};
 
 /// The address given last in each network, and the revision at which it was given.
 #[derive(Debug, Clone, Default)]
-pub(super) struct NewestAddresses(BTreeMap<NetworkId, (i64, Ipv4Addr)>);
+pub(super) struct NewestAddresses(Shared<BTreeMap<NetworkId, (i64, Ipv4Addr)>>);
 
 impl NewestAddresses {
     fn note(&mut self, network: &NetworkId, address: Ipv4Addr, revision: i64) {

@@ -4,11 +4,10 @@
 //! rules as a backend of a published port, but is in the table before it serves, so that packets
 //! reach it while its process starts.
 
-use std::collections::BTreeMap;
-
 use mesh_state::attachment::AttachedContainer;
 use mesh_state::ids::BackendId;
 use mesh_state::lb::LbSettings;
+use mesh_state::network::Network;
 use mesh_state::node::{Node, NodeState};
 use mesh_state::proto::{BackendState, MeshAttachment, MeshMember, MeshNetwork, MeshServiceNetwork};
 use mesh_state::service::Service;
@@ -20,24 +19,19 @@ use crate::feed::snapshot::ClusterSnapshot;
 use crate::slots::addresses::is_served;
 use crate::slots::networks::named_by;
 
-/// The networks of users.
-pub(super) fn networks(snapshot: &ClusterSnapshot) -> BTreeMap<String, MeshNetwork> {
-    let served = snapshot.networks.values().filter(|network| is_served(network));
-    let entry = |id: String, network: &mesh_state::network::Network| MeshNetwork {
-        id,
+/// A network's entry; `None` unless it is a user's and has its subnet.
+pub(super) fn network(network: &Network) -> Option<MeshNetwork> {
+    let addresses = network.node_addresses.iter();
+    is_served(network).then(|| MeshNetwork {
+        id: network.id.to_string(),
         name: network.name.clone(),
         number: network.number,
         subnet: network.subnet.to_string(),
-        node_addresses: network
-            .node_addresses
-            .iter()
-            .map(|(node, address)| (node.to_string(), address.to_string()))
-            .collect(),
+        node_addresses: addresses.map(|(node, address)| (node.to_string(), address.to_string())).collect(),
         internal: network.spec.internal,
         attachable: network.spec.attachable,
         subnet6: network.subnet6.map(|subnet| subnet.to_string()).unwrap_or_default(),
-    };
-    served.map(|network| (network.id.to_string(), entry(network.id.to_string(), network))).collect()
+    })
 }
 
 /// The networks that a service is on, in the order of its spec.

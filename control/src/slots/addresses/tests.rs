@@ -136,7 +136,8 @@ fn a_node_that_could_have_no_address_is_refused() {
     let given = addresses.for_task(&waiting).unwrap();
     assert!(addresses.owe(&node, &waiting).is_err(), "its task has the last one");
     addresses.give_back(&waiting, &given);
-    assert_eq!(addresses.owed_to_nodes(), [], "a refused node is owed nothing");
+    let owed = &addresses.pool(&"n".into()).unwrap().nodes_owed;
+    assert!(owed.is_empty(), "a refused node is owed nothing");
     addresses.owe(&node, &waiting).unwrap();
 }
 
@@ -156,4 +157,28 @@ fn all_of_a_tasks_addresses_or_none() {
     }
     rest.sort_unstable();
     assert_eq!(rest, [2, 3, 4, 5, 6], "what was taken for nothing came back");
+}
+
+#[test]
+fn a_service_has_what_it_wants_only_if_both_lists_are_the_same() {
+    let mut world = world();
+    world.put_network(&network("m", "10.0.6.0/29", 2));
+    world.put_network(&network("early", "10.0.7.0/29", 0));
+    let networks = ["n", "m", "early", "gone"];
+    let lists = || (0..125).map(|number| [number % 5, number / 5 % 5, number / 25]);
+    let named = |list: [usize; 3]| list.map(|index| networks.get(index).copied());
+    let mut outcomes = BTreeSet::new();
+    for (asked, has) in lists().flat_map(|asked| lists().map(move |has| (asked, has))) {
+        let asked: Vec<&str> = named(asked).into_iter().flatten().collect();
+        let mut web = service("web", 1);
+        join(&mut web.spec, &asked);
+        let held = named(has).into_iter().flatten();
+        let held = held.map(|id| VirtualIp { network_id: id.into(), address: "10.0.5.3".parse().unwrap() });
+        web.virtual_ips = held.collect();
+        let has: Vec<NetworkId> = web.virtual_ips.iter().map(|held| held.network_id.clone()).collect();
+        let is_settled = virtual_ips_wanted(&world.snapshot, &web) == has;
+        assert_eq!(has_virtual_ips_wanted(&world.snapshot, &web), is_settled, "{asked:?} and {has:?}");
+        outcomes.insert(is_settled);
+    }
+    assert_eq!(outcomes.len(), 2);
 }
