@@ -1,8 +1,8 @@
-//! `mesh-agent uninstall`: removes what mesh has installed on the node.
+//! `mesh-agent uninstall`: removes what mesh has installed on the node, and prints what it removed.
 //!
 //! Left to others: tasks (Docker's), the data directory (the operator's).
 
-use anyhow::Context;
+use anyhow::{Context as _, anyhow};
 
 use crate::cli::UninstallArgs;
 use crate::datapath::{self, DatapathConfig};
@@ -17,21 +17,49 @@ use crate::task::runtime::RuntimeError;
 /// # Errors
 /// Something could not be removed; everything else is removed.
 pub async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
+    let mut failures = Vec::new();
+    for removed in [remove_data_plane(args).await, remove_files(args).await, remove_networks(args).await] {
+        match removed {
+            Ok(removed) => removed.iter().for_each(|what| println!("removed {what}")),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+    }
+    if !failures.is_empty() {
+        return Err(anyhow!(failures.join("; ")));
+    }
+    println!("containers, the networks that they use, and the data directory stay");
+    Ok(())
+}
+
+async fn remove_data_plane(args: &UninstallArgs) -> anyhow::Result<Vec<String>> {
     let config = DatapathConfig { bpffs: args.bpffs.clone(), ..DatapathConfig::default() };
     tokio::task::spawn_blocking(move || datapath::uninstall(&config))
         .await?
-        .context("take mesh off this node: run as root, in the node's network namespace")?;
+        .context("take mesh off this node: run as root, in the node's network namespace")
+}
+
+async fn remove_files(args: &UninstallArgs) -> anyhow::Result<Vec<String>> {
     let files = TaskFiles::new(args.task_files.clone());
-    tokio::task::spawn_blocking(move || files.dismantle()).await?.context("take the tmpfs of tasks away")?;
+    let is_removed = tokio::task::spawn_blocking(move || files.dismantle())
+        .await?
+        .context("take the tmpfs of tasks away")?;
+    Ok(is_removed
+        .then(|| format!("the directory of tasks' files {}", args.task_files.display()))
+        .into_iter()
+        .collect())
+}
+
+async fn remove_networks(args: &UninstallArgs) -> anyhow::Result<Vec<String>> {
     match keeper::remove_all(&DockerEngine::new(args.engine.clone())).await {
-        Ok(()) => {}
+        Ok(names) => Ok(names.into_iter().map(|name| format!("the Docker network {name}")).collect()),
         // A node whose engine is gone already has nothing to keep.
-        Err(error @ RuntimeError::Unavailable(_)) => tracing::warn!(
-            error = mesh_runtime::error_chain(&error),
-            "the Docker networks of mesh stay: remove them with docker network prune once the engine runs"
-        ),
-        Err(error) => return Err(error).context("remove the Docker networks of mesh"),
+        Err(error @ RuntimeError::Unavailable(_)) => {
+            tracing::warn!(
+                error = mesh_runtime::error_chain(&error),
+                "the Docker networks of mesh stay: remove them with docker network prune once the engine runs"
+            );
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error).context("remove the Docker networks of mesh"),
     }
-    tracing::info!("mesh is taken off this node; its data directory stays");
-    Ok(())
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use xtask::nested::Nested;
-use xtask::{fuzz, lint, test, tidy};
+use xtask::{dist, fuzz, lint, test, tidy};
 
 use mesh_checkout::setup;
 
@@ -46,6 +46,8 @@ enum Verb {
     /// Look for input that breaks the pipeline, the neighbour responder or the name server, with
     /// cargo-fuzz (installed if missing)
     Fuzz(fuzz::FuzzArgs),
+    /// Make the Debian packages mesh-agent, mesh-control and mesh in target/dist, and check them
+    Dist(dist::DistArgs),
     /// Run the tests that take too long for the test run, each in a lab of its own
     #[command(disable_help_flag = true)]
     Soak(Passed),
@@ -94,6 +96,7 @@ fn run(verb: &Verb) -> Result<()> {
         }
         Verb::Test(args) => test::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
+        Verb::Dist(args) => dist::run(args),
         Verb::Lint => {
             setup::ensure()?;
             lint::check()

@@ -14,7 +14,7 @@ use mesh_checkout::{setup, workspace};
 use serde::Deserialize;
 
 use crate::nested::Nested;
-use crate::{lint, tidy};
+use crate::{dist, lint, tidy};
 
 /// The environment variable with the name of the cluster tests' lab.
 pub const LAB_VAR: &str = "MESH_LAB";
@@ -67,6 +67,8 @@ enum GateStep {
     Unit,
     /// Tests of a crate's interface, some on a real etcd
     Integration,
+    /// The Debian packages, made from the tests' binaries, and the units in them
+    Packages,
     /// Kernel programs (needs root)
     Kernel,
     /// The lab, without mesh (needs root)
@@ -141,6 +143,7 @@ impl GateStep {
                 cargo_test(&["--doc"])?;
             }
             Self::Integration => interface_tests(|package| !ROOTS_TESTS.contains(&package))?,
+            Self::Packages => dist::make(dist::Profile::Dev)?,
             Self::Kernel => interface_tests(|package| package == "mesh-agent")?,
             Self::Lab => interface_tests(|package| LAB_TESTS.contains(&package))?,
             Self::Cluster => return cluster(),

@@ -46,6 +46,12 @@ pub fn bind(path: &Path, access: Access) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Whether a listener that calls itself `bound` is one that [`bind`] made for `path`: the kernel
+/// goes on calling it by the name under which it was bound.
+pub fn is_bound_to(bound: &Path, path: &Path) -> bool {
+    bound == path || bound == beside(path)
+}
+
 fn check_free(path: &Path) -> io::Result<()> {
     let shown = path.display();
     match fs::symlink_metadata(path) {
@@ -100,5 +106,16 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::write(&path, "").unwrap();
         assert_eq!(bind(&path, OWNERS).unwrap_err().kind(), ErrorKind::AlreadyExists, "not a socket");
+    }
+
+    #[tokio::test]
+    async fn a_listener_is_known_by_its_path_though_it_was_renamed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("docker.sock");
+        let listener = bind(&path, Access { mode: 0o600, gid: None }).unwrap();
+        let address = listener.local_addr().unwrap();
+        let bound = address.as_pathname().unwrap();
+        assert!(is_bound_to(bound, &path), "the kernel calls it {}", bound.display());
+        assert!(!is_bound_to(bound, &directory.path().join("other.sock")));
     }
 }

@@ -109,7 +109,7 @@ async fn remove_tasks(config: &Config, remains: &mut Vec<String>) {
         files.dismantle()
     });
     match swept.await {
-        Ok(Ok(())) => {}
+        Ok(Ok(_)) => {}
         Ok(Err(error)) => remains.push(format!("tasks' files: {}", error_chain(&error))),
         Err(error) => remains.push(error_chain(&error)),
     }
@@ -120,7 +120,7 @@ async fn remove_data_plane(config: &Config, remains: &mut Vec<String>) {
     if config.datapath != Mode::Userspace {
         let installed = DatapathConfig { bpffs: config.bpffs.clone(), ..DatapathConfig::default() };
         match tokio::task::spawn_blocking(move || datapath::uninstall(&installed)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => remains.push(format!("the data plane: {}", error_chain(&error))),
             Err(error) => remains.push(error_chain(&error)),
         }

@@ -139,14 +139,15 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
 }
 
 /// Removes everything that mesh has put on this node: links and maps of every version, the tunnel
-/// device, the firewall table.
+/// device, the firewall table. Returns what was removed, in words.
 ///
 /// # Errors
 /// Something could not be removed; everything else is removed.
-pub fn uninstall(config: &DatapathConfig) -> Result<(), DatapathError> {
+pub fn uninstall(config: &DatapathConfig) -> Result<Vec<String>, DatapathError> {
     let pins = Pins::new(&config.bpffs).remove();
-    host::remove()?;
-    pins
+    let host = host::remove()?;
+    let programs = pins?.into_iter().map(|path| format!("the programs and maps in {}", path.display()));
+    Ok(programs.chain(host).collect())
 }
 
 impl Datapath {

@@ -118,18 +118,21 @@ impl Pins {
         }
     }
 
-    /// Removes every pin, of all versions, and the mount if it is mesh's.
+    /// Removes every pin, of all versions, and the mount if it is mesh's. Returns the directories
+    /// of the versions.
     ///
     /// # Errors
     /// Something can't be removed.
-    pub(super) fn remove(&self) -> Result<(), DatapathError> {
+    pub(super) fn remove(&self) -> Result<Vec<PathBuf>, DatapathError> {
         let failed = |source| DatapathError::Bpffs { path: self.root.clone(), source };
+        let mut removed = Vec::new();
         if !self.root.exists() {
-            return Ok(());
+            return Ok(removed);
         }
         if is_bpffs(&self.root).map_err(failed)? {
             for path in versions(&self.root) {
                 std::fs::remove_dir_all(&path).map_err(failed)?;
+                removed.push(path);
             }
             if is_mount_point(&self.root).map_err(failed)? {
                 rustix::mount::unmount(&self.root, rustix::mount::UnmountFlags::DETACH)
@@ -138,8 +141,8 @@ impl Pins {
         }
         match std::fs::remove_dir(&self.root) {
             // Somebody else's mount point: the directory is theirs.
-            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(()),
-            result => result.map_err(failed),
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(removed),
+            result => result.map(|()| removed).map_err(failed),
         }
     }
 }

@@ -94,7 +94,10 @@ fn passed(path: &Path) -> io::Result<Option<UnixListener>> {
         }
         let listener = StdListener::from(descriptor);
         let bound = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
-        if bound.as_deref() == Some(path) && path.exists() && found.is_none() {
+        if bound.as_deref().is_some_and(|bound| unix_socket::is_bound_to(bound, path))
+            && path.exists()
+            && found.is_none()
+        {
             listener.set_nonblocking(true)?;
             found = Some(UnixListener::from_std(listener)?);
         } else {

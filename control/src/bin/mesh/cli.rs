@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use mesh_etcd_pki::{CA_FILE, CLIENT_FILE};
 use mesh_state::lb::Policy;
 
@@ -62,6 +63,24 @@ pub(crate) enum Command {
     Token {
         /// The role of the node that joins.
         role: Role,
+    },
+    /// Make a context of the docker CLI for this user, so that `docker --context mesh` finds the
+    /// cluster, or let it go to the address in --host if there is one.
+    Context {
+        /// Also make it the current context: then `docker` alone finds the cluster.
+        #[arg(long = "use")]
+        make_current: bool,
+    },
+    /// Print the completions for a shell. The package installs those of bash, zsh and fish.
+    Completions {
+        /// The shell whose completions are printed.
+        shell: Shell,
+    },
+    /// Write the manual pages to a directory. For packages.
+    #[command(hide = true)]
+    ManPages {
+        /// The directory of the pages; made if it doesn't exist.
+        directory: PathBuf,
     },
     /// Make the certificates by which etcd's members and mesh-control authenticate one another, or
     /// renew them with the CA in the directory. Contacts no server.

@@ -7,6 +7,7 @@
 
 mod cli;
 mod client;
+mod context;
 mod etcd_certificates;
 mod policy;
 mod service;
@@ -16,7 +17,7 @@ mod token;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use cli::{Cli, Command, PolicyCommand, ServiceCommand};
 use client::{Client, ClientError};
@@ -50,8 +51,20 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
         }
         Command::Status => status::show(&client, cli.output).await,
         Command::EtcdCertificates { out, days, members } => etcd_certificates::make(out, *days, members),
+        Command::Context { make_current } => context::set_up(&cli.host, *make_current),
+        Command::Completions { shell } => completions(*shell),
+        Command::ManPages { directory } => {
+            mesh_runtime::settings::write_man_pages(Cli::command(), directory)?;
+            Ok(format!("wrote the manual pages to {}", directory.display()))
+        }
         Command::Token { role } => token::show(&client, *role, cli.output).await,
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<String> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "mesh", &mut text);
+    Ok(String::from_utf8(text)?)
 }
 
 /// The exit codes that `--help` documents.

@@ -85,16 +85,21 @@ impl Firewall {
     }
 }
 
-/// Removes the tables.
-pub(crate) fn remove() {
+/// Removes the tables; returns those that there were, as `family name`.
+pub(crate) fn remove() -> Vec<String> {
+    let mut removed = Vec::new();
     for family in ["ip", "ip6"] {
-        if let Err(error) = run(&["-f", "-"], &format!("table {family} mesh\ndelete table {family} mesh\n")) {
-            warn!(
+        let existed = list(family).is_ok();
+        match run(&["-f", "-"], &format!("table {family} mesh\ndelete table {family} mesh\n")) {
+            Ok(_) if existed => removed.push(format!("{family} mesh")),
+            Ok(_) => {}
+            Err(error) => warn!(
                 error = mesh_runtime::error_chain(&error),
                 "can't delete the nftables table `{family} mesh`: `nft delete table {family} mesh` if it is there"
-            );
+            ),
         }
     }
+    removed
 }
 
 /// One transaction that replaces the table of IPv6. A network's bridge joins its own ports only;

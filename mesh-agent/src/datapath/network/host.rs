@@ -89,19 +89,22 @@ fn forward_ipv6(uplinks: &[Link]) {
     set(FORWARDING, "1");
 }
 
-/// Removes the tunnel device and the firewall table. The settings stay, as others may rely on them.
+/// Removes the tunnel device and the firewall table; returns what there was. The settings stay, as
+/// others may rely on them.
 ///
 /// # Errors
 /// The kernel refuses to delete the device.
-pub(crate) fn remove() -> Result<(), DatapathError> {
+pub(crate) fn remove() -> Result<Vec<String>, DatapathError> {
+    let mut removed = Vec::new();
     let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
     if let Some(link) = find(&mut netlink)? {
         netlink
             .delete_link(link.index)
             .map_err(DatapathError::netlink(format!("deleting {TUNNEL_DEVICE}")))?;
+        removed.push(format!("the interface {TUNNEL_DEVICE}"));
     }
-    firewall::remove();
-    Ok(())
+    removed.extend(firewall::remove().iter().map(|table| format!("the nftables table `{table}`")));
+    Ok(removed)
 }
 
 /// Sets a kernel setting of this network namespace, unless it has the value.

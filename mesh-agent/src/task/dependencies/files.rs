@@ -164,24 +164,24 @@ impl TaskFiles {
     }
 
     /// Removes the directory, and the tmpfs that was mounted for it. If files of tasks are left,
-    /// everything stays.
+    /// everything stays. Returns whether the directory was removed.
     ///
     /// # Errors
     /// [`FilesError::Io`]
-    pub fn dismantle(&self) -> Result<(), FilesError> {
+    pub fn dismantle(&self) -> Result<bool, FilesError> {
         let is_empty = match fs::read_dir(&self.root) {
-            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
             entries => entries.map_err(failed("list", &self.root))?.next().is_none(),
         };
         if !is_empty {
             warn!(path = %self.root.display(), "tasks' files stay: their containers are still there");
-            return Ok(());
+            return Ok(false);
         }
         match unmount(&self.root, UnmountFlags::DETACH) {
             Ok(()) | Err(Errno::INVAL) => {}
             Err(source) => return Err(failed("unmount", &self.root)(source.into())),
         }
-        fs::remove_dir(&self.root).map_err(failed("remove", &self.root))
+        fs::remove_dir(&self.root).map(|()| true).map_err(failed("remove", &self.root))
     }
 
     fn ensure_tmpfs(&self) -> Result<(), FilesError> {

@@ -81,7 +81,8 @@ impl Drop for Hold {
 ///
 /// # Errors
 /// An error of the engine; further networks may be left too.
-pub async fn remove_all(runtime: &dyn Runtime) -> Result<(), RuntimeError> {
+pub async fn remove_all(runtime: &dyn Runtime) -> Result<Vec<String>, RuntimeError> {
+    let mut removed = Vec::new();
     for own in runtime.own_networks().await? {
         match runtime.network(&own.name).await? {
             Some(found) if found.id == own.id => {
@@ -94,8 +95,9 @@ pub async fn remove_all(runtime: &dyn Runtime) -> Result<(), RuntimeError> {
             _ => {}
         }
         runtime.remove_network(&own.id).await?;
+        removed.push(own.name);
     }
-    Ok(())
+    Ok(removed)
 }
 
 impl Networks {

@@ -5,6 +5,7 @@
 //! [`ensure`] first. It starts no daemon: labs start their own.
 
 mod bpf_linker;
+pub mod cargo_deb;
 pub mod cargo_deny;
 pub mod hooks;
 mod packages;

@@ -69,6 +69,10 @@ const PACKAGES: &[Package] = &[
     package("libnginx-mod-stream"),
     // `cargo xtask soak clocks` sets its lab's clocks by it.
     package("libfaketime"),
+    // systemd-analyze checks our units, and dpkg-deb and strip make packages; no service of systemd
+    // is started.
+    package("systemd"),
+    package("dpkg-dev"),
     // promtool checks our metrics.
     package_unless("prometheus", "promtool"),
 ];
