@@ -199,7 +199,7 @@ impl Connection {
 /// The further names and the address that a client asks for.
 fn asking(network: &str, endpoint: Endpoint) -> Result<AttachRequest, ApiError> {
     if let Some(address) = endpoint.address6 {
-        return Err(ApiError::NoIpv6 { network: network.to_owned(), address });
+        return Err(ApiError::ChosenIpv6 { network: network.to_owned(), address });
     }
     Ok(AttachRequest {
         aliases: endpoint.aliases,

@@ -90,11 +90,11 @@ pub(super) enum ApiError {
         /// What is in the way.
         source: NetworkError,
     },
-    /// Cluster networks have no IPv6 addresses.
+    /// The client chose an IPv6 address; it follows from the IPv4 address.
     #[error(
-        "Could not attach to network {network} at {address}: the cluster's networks have IPv4 addresses only, leave --ip6 out"
+        "Could not attach to network {network} at {address}: an IPv6 address ends with the IPv4 address, choose that by --ip and leave --ip6 out"
     )]
-    NoIpv6 {
+    ChosenIpv6 {
         /// The network as the client named it.
         network: String,
         /// The address that the client chose.
@@ -201,7 +201,7 @@ impl ApiError {
             Self::NoBridge { .. } | Self::NetworkExists(_) => StatusCode::CONFLICT,
             Self::NoSuchNetwork(_) => StatusCode::NOT_FOUND,
             Self::AmbiguousNetwork { .. }
-            | Self::NoIpv6 { .. }
+            | Self::ChosenIpv6 { .. }
             | Self::OtherAddress { .. }
             | Self::BadRequest(_)
             | Self::Ambiguous(_) => StatusCode::BAD_REQUEST,
