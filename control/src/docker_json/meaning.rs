@@ -4,6 +4,7 @@
 //! Go's decoder treats an absent field, `null` and the type's zero (`false`, `0`, `""`, `[]`, `{}`)
 //! alike, and drops what it doesn't know. Few fields tell zero from absent; [`Shape`] names them.
 
+use mesh_state::go_json::{is_empty_map, is_zero};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -20,6 +21,7 @@ pub(crate) fn of(object: &impl Serialize, shape: &Shape) -> Result<Option<Value>
 fn meaning(value: &Value, shape: &Shape) -> Option<Value> {
     match shape {
         Shape::Any => (!is_zero(value)).then(|| value.clone()),
+        Shape::Map => (!is_empty_map(value)).then(|| value.clone()),
         Shape::Said => (!value.is_null()).then(|| value.clone()),
         Shape::Figure(default) => {
             (!value.is_null() && value.as_i64() != Some(*default)).then(|| value.clone())
@@ -44,18 +46,6 @@ fn meaning(value: &Value, shape: &Shape) -> Option<Value> {
 fn told(map: &Map<String, Value>, fields: &[(&str, &Shape)]) -> Map<String, Value> {
     let known = fields.iter().filter_map(|(name, shape)| Some((*name, meaning(map.get(*name)?, shape)?)));
     known.map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-/// Whether the value is its type's zero value in Go.
-fn is_zero(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(on) => !on,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-    }
 }
 
 /// The paths of fields that are set and that Docker doesn't have:
@@ -110,7 +100,7 @@ pub(crate) fn keep_known(value: &mut Value, shape: &Shape) {
 mod tests {
     use serde_json::json;
 
-    use super::super::shapes::{ENDPOINT_SPEC, SERVICE_SPEC, TASK_SPEC};
+    use super::super::shapes::{ENDPOINT_SPEC, NETWORK_SPEC, SERVICE_SPEC, TASK_SPEC};
     use super::*;
 
     fn container(fields: &Value) -> Option<Value> {
@@ -126,6 +116,7 @@ mod tests {
             json!({"Isolation": "default", "StopGracePeriod": 10_000_000_000_i64, "Healthcheck": {"Test": []}}),
             json!({"Privileges": {"CredentialSpec": null, "SELinuxContext": null, "NoNewPrivileges": false,
                                   "Seccomp": {"Mode": "default"}}}),
+            json!({"Privileges": {"CredentialSpec": {"Config": "", "File": "", "Registry": ""}}}),
             json!({"Extra": 1, "Novel": {"kept": true}}),
         ] {
             let mut spec = bare.clone();
@@ -133,6 +124,7 @@ mod tests {
             assert_eq!(meaning(&spec, &TASK_SPEC), meaning(&bare, &TASK_SPEC), "with {field}");
         }
         for field in [
+            json!({"PluginSpec": {"Name": "", "Remote": "", "Disabled": false, "PluginPrivilege": null}}),
             json!({"Networks": [], "Runtime": "container", "ForceUpdate": 0, "LogDriver": {}}),
             json!({"Resources": {"Limits": {"Pids": 0}, "Reservations": {}}, "Placement": {"Constraints": null}}),
             json!({"RestartPolicy": {"Condition": "any", "Delay": 5_000_000_000_i64, "MaxAttempts": 0, "Window": 0}}),
@@ -165,6 +157,49 @@ mod tests {
         assert_ne!(delay(json!({"Delay": 0})), delay(json!({})), "at once is not after five seconds");
         let mode = |mode: Value| meaning(&json!({ "Mode": mode }), &SERVICE_SPEC);
         assert_ne!(mode(json!({"Global": {}})), mode(json!({})));
+    }
+
+    /// Every map of the user's in these shapes, by its field's name.
+    #[test]
+    fn an_entry_of_a_map_counts_though_it_is_empty() {
+        fn maps(shape: &Shape, place: &str, found: &mut Vec<String>) {
+            match shape {
+                Shape::Object(fields) | Shape::Mark(fields) => {
+                    for (name, shape) in *fields {
+                        maps(shape, &format!("{place}.{name}"), found);
+                    }
+                }
+                Shape::List(element) => maps(element, place, found),
+                Shape::Map => {
+                    assert_eq!(meaning(&json!({}), shape), None, "{place}");
+                    assert_eq!(meaning(&json!({"a": ""}), shape), Some(json!({"a": ""})), "{place}");
+                    found.push(place.to_owned());
+                }
+                _ => {}
+            }
+        }
+        let mut found = Vec::new();
+        maps(&SERVICE_SPEC, "service", &mut found);
+        maps(&NETWORK_SPEC, "network", &mut found);
+        let container = "service.TaskTemplate.ContainerSpec";
+        let expected = [
+            "service.Labels".to_owned(),
+            format!("{container}.Labels"),
+            format!("{container}.Mounts.VolumeOptions.Labels"),
+            format!("{container}.Mounts.VolumeOptions.DriverConfig.Options"),
+            format!("{container}.Sysctls"),
+            "service.TaskTemplate.Networks.DriverOpts".to_owned(),
+            "service.TaskTemplate.LogDriver.Options".to_owned(),
+            "service.Networks.DriverOpts".to_owned(),
+            "network.IPAM.Options".to_owned(),
+            "network.IPAM.Config.AuxiliaryAddresses".to_owned(),
+            "network.Options".to_owned(),
+            "network.Labels".to_owned(),
+        ];
+        for place in &expected {
+            assert!(found.contains(place), "{place} is a map");
+        }
+        assert_eq!(found.len(), expected.len(), "{found:?}");
     }
 
     #[test]

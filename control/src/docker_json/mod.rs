@@ -17,8 +17,12 @@ pub(crate) mod shapes;
 /// The type of a field, and which of its values mean the same as its absence.
 #[derive(Debug)]
 pub(crate) enum Shape {
-    /// Anything: a number, a text, a map of the user's. Go's zero value equals absence.
+    /// A number, a text, or what mesh doesn't look into. Go's zero value equals absence; an object
+    /// is a struct, whose zero has zeros in all fields.
     Any,
+    /// A map with keys of the user's: an empty one equals absence, an empty value under a key does
+    /// not.
+    Map,
     /// A word of a closed list, compared in lower case; empty, or this one, equals absence.
     Word(&'static str),
     /// A text; empty, or this one, equals absence.

@@ -1,6 +1,6 @@
 //! The fields of Docker's objects that a client may send, and the default of each.
 
-use super::Shape::{self, Any, Figure, List, Mark, Object, Said, Text, Word};
+use super::Shape::{self, Any, Figure, List, Map, Mark, Object, Said, Text, Word};
 
 /// A second, in the nanoseconds of Docker's durations.
 const SECOND: i64 = 1_000_000_000;
@@ -8,7 +8,7 @@ const SECOND: i64 = 1_000_000_000;
 /// Docker's `ServiceSpec`: the body of `docker service create`.
 pub(crate) static SERVICE_SPEC: Shape = Object(&[
     ("Name", &Any),
-    ("Labels", &Any),
+    ("Labels", &Map),
     ("TaskTemplate", &TASK_SPEC),
     ("Mode", &SERVICE_MODE),
     ("UpdateConfig", &UPDATE_CONFIG),
@@ -19,21 +19,21 @@ pub(crate) static SERVICE_SPEC: Shape = Object(&[
 
 /// Docker's `NodeSpec`: what `docker node update` changes.
 pub(crate) static NODE_SPEC: Shape =
-    Object(&[("Name", &Any), ("Labels", &Any), ("Role", &Word("")), ("Availability", &Word(""))]);
+    Object(&[("Name", &Any), ("Labels", &Map), ("Role", &Word("")), ("Availability", &Word(""))]);
 
 /// `SecretSpec` and `ConfigSpec`.
 pub(crate) static DEPENDENCY_SPEC: Shape = Object(&[
     ("Name", &Any),
-    ("Labels", &Any),
+    ("Labels", &Map),
     ("Data", &Any),
-    ("Driver", &Object(&[("Name", &Any), ("Options", &Any)])),
-    ("Templating", &Object(&[("Name", &Any), ("Options", &Any)])),
+    ("Driver", &Object(&[("Name", &Any), ("Options", &Map)])),
+    ("Templating", &Object(&[("Name", &Any), ("Options", &Map)])),
 ]);
 
 /// The `Spec` of Docker's `Swarm`: what `docker swarm update` changes.
 pub(crate) static SWARM_SPEC: Shape = Object(&[
     ("Name", &Any),
-    ("Labels", &Any),
+    ("Labels", &Map),
     ("Orchestration", &Object(&[("TaskHistoryRetentionLimit", &Any)])),
     (
         "Raft",
@@ -56,7 +56,7 @@ pub(crate) static SWARM_SPEC: Shape = Object(&[
             ("ForceRotate", &Any),
         ]),
     ),
-    ("TaskDefaults", &Object(&[("LogDriver", &Any)])),
+    ("TaskDefaults", &Object(&[("LogDriver", &Object(&[("Name", &Any), ("Options", &Map)]))])),
     ("EncryptionConfig", &Object(&[("AutoLockManagers", &Any)])),
 ]);
 
@@ -72,14 +72,14 @@ pub(crate) static NETWORK_SPEC: Shape = Object(&[
         "IPAM",
         &Object(&[
             ("Driver", &Any),
-            ("Options", &Any),
+            ("Options", &Map),
             (
                 "Config",
                 &List(&Object(&[
                     ("Subnet", &Any),
                     ("IPRange", &Any),
                     ("Gateway", &Any),
-                    ("AuxiliaryAddresses", &Any),
+                    ("AuxiliaryAddresses", &Map),
                 ])),
             ),
         ]),
@@ -89,8 +89,8 @@ pub(crate) static NETWORK_SPEC: Shape = Object(&[
     ("Ingress", &Any),
     ("ConfigOnly", &Any),
     ("ConfigFrom", &Any),
-    ("Options", &Any),
-    ("Labels", &Any),
+    ("Options", &Map),
+    ("Labels", &Map),
 ]);
 
 static SERVICE_MODE: Shape = Object(&[
@@ -111,7 +111,7 @@ static UPDATE_CONFIG: Shape = Object(&[
 
 /// The networks of a service.
 pub(crate) static NETWORK_ATTACHMENTS: Shape =
-    List(&Object(&[("Target", &Any), ("Aliases", &Any), ("DriverOpts", &Any)]));
+    List(&Object(&[("Target", &Any), ("Aliases", &Any), ("DriverOpts", &Map)]));
 
 /// Docker's `EndpointSpec`: a service's published ports.
 pub(crate) static ENDPOINT_SPEC: Shape = Object(&[
@@ -145,7 +145,7 @@ pub(crate) static TASK_SPEC: Shape = Object(&[
     ),
     ("Placement", &PLACEMENT),
     ("Networks", &NETWORK_ATTACHMENTS),
-    ("LogDriver", &Object(&[("Name", &Any), ("Options", &Any)])),
+    ("LogDriver", &Object(&[("Name", &Any), ("Options", &Map)])),
     ("ForceUpdate", &Any),
     ("Runtime", &Text("container")),
 ]);
@@ -174,7 +174,7 @@ static PLACEMENT: Shape = Object(&[
 
 static CONTAINER_SPEC: Shape = Object(&[
     ("Image", &Any),
-    ("Labels", &Any),
+    ("Labels", &Map),
     ("Command", &Any),
     ("Args", &Any),
     ("Hostname", &Any),
@@ -223,7 +223,7 @@ static CONTAINER_SPEC: Shape = Object(&[
         ])),
     ),
     ("Isolation", &Text("default")),
-    ("Sysctls", &Any),
+    ("Sysctls", &Map),
     ("CapabilityAdd", &Any),
     ("CapabilityDrop", &Any),
     ("Ulimits", &List(&Object(&[("Name", &Any), ("Hard", &Any), ("Soft", &Any)]))),
@@ -256,9 +256,9 @@ static MOUNT: Shape = Object(&[
         "VolumeOptions",
         &Object(&[
             ("NoCopy", &Any),
-            ("Labels", &Any),
+            ("Labels", &Map),
             ("Subpath", &Any),
-            ("DriverConfig", &Object(&[("Name", &Any), ("Options", &Any)])),
+            ("DriverConfig", &Object(&[("Name", &Any), ("Options", &Map)])),
         ]),
     ),
     ("ImageOptions", &Object(&[("Subpath", &Any)])),

@@ -4,7 +4,7 @@
 //! and lets a later key of an object add to an earlier one. A body that is read here in one way and
 //! by the engine in another could pass a check that the engine's reading fails. So field names are
 //! compared as Go compares them, and a body that has one field twice is refused: no client sends
-//! one.
+//! one. Also which values Go takes for absent ones ([`is_zero`]).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -33,6 +33,31 @@ pub fn is_field(key: &str, name: &str) -> bool {
 pub fn repeated(object: &Map<String, Value>) -> Option<&str> {
     let mut seen = BTreeSet::new();
     object.keys().find(|key| !seen.insert(key.chars().map(folded).collect::<String>())).map(String::as_str)
+}
+
+/// Whether a field with this value is the same to Go as a field that is left out: `null`, `false`,
+/// `0`, an empty text or list, and an object all of whose fields are so.
+///
+/// Objects are read as structs. A map of the user's ([`is_empty_map`]) with one key is not empty,
+/// whatever the key's value is: JSON does not say which of both an object is, the field does.
+pub fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_zero),
+    }
+}
+
+/// Whether a map of the user's with this value, such as labels, is the same to Go as one that is
+/// left out.
+pub fn is_empty_map(value: &Value) -> bool {
+    match value {
+        Value::Object(entries) => entries.is_empty(),
+        other => is_zero(other),
+    }
 }
 
 /// ASCII letters in lower case, and the two other letters that Unicode folds to such.
@@ -138,6 +163,20 @@ mod tests {
         assert!(!is_field("NetworkModes", "NetworkMode"));
         let object = json!({"HostConfig": 1, "Ho\u{17f}tConfig": 2});
         assert!(repeated(object.as_object().unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_struct_of_zeros_is_a_zero_and_a_map_of_them_is_not_empty() {
+        let zeros = [json!(null), json!(false), json!(0), json!(0.0), json!(""), json!([]), json!({})];
+        for value in &zeros {
+            assert!(is_zero(value) && is_empty_map(value), "{value}");
+            assert!(is_zero(&json!({"A": value, "B": {"C": value}})), "{value} in a struct");
+            assert!(!is_empty_map(&json!({ "a": value })), "{value} under the user's key");
+            assert!(!is_zero(&json!([value])), "a list with {value}");
+        }
+        for value in [json!(true), json!(1), json!(-0.5), json!(" "), json!({"A": {"B": 1}})] {
+            assert!(!is_zero(&value) && !is_empty_map(&value), "{value}");
+        }
     }
 
     fn any_value() -> impl Strategy<Value = Value> {

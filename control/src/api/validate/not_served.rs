@@ -1,5 +1,6 @@
 //! Features of Docker's specs that mesh doesn't support yet: refused by name, never dropped.
 
+use mesh_state::go_json::{is_empty_map, is_zero};
 use mesh_state::spec::ServiceSpec;
 use serde_json::{Map, Value};
 
@@ -57,7 +58,7 @@ fn has_driver_options(spec: &ServiceSpec) -> bool {
     let lists = [spec.task_template.extra.get("Networks"), spec.extra.get("Networks")];
     let mut attachments =
         lists.into_iter().flatten().filter_map(Value::as_array).flatten().filter_map(Value::as_object);
-    attachments.any(|attachment| is_given(attachment, "DriverOpts"))
+    attachments.any(|attachment| attachment.get("DriverOpts").is_some_and(|options| !is_empty_map(options)))
 }
 
 fn has_credential_spec(container: &Map<String, Value>) -> bool {
@@ -67,14 +68,9 @@ fn has_credential_spec(container: &Map<String, Value>) -> bool {
         .is_some_and(|privileges| is_given(privileges, "CredentialSpec"))
 }
 
-/// Whether a field has a value: Go's clients also send empty lists and objects.
+/// Whether a field, no map of the user's, has a value: Go's clients also send empty ones.
 fn is_given(fields: &Map<String, Value>, name: &str) -> bool {
-    match fields.get(name) {
-        None | Some(Value::Null) => false,
-        Some(Value::Array(items)) => !items.is_empty(),
-        Some(Value::Object(fields)) => !fields.is_empty(),
-        Some(_) => true,
-    }
+    fields.get(name).is_some_and(|value| !is_zero(value))
 }
 
 fn refuse(feature: &'static str, instead: &'static str) -> Result<(), SpecError> {

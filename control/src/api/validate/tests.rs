@@ -220,12 +220,24 @@ fn unsupported_features_are_named() {
             json!([{"Target": "n", "DriverOpts": {"com.docker.network.endpoint.ifname": "x"}}]),
             "driver options",
         ),
+        (
+            "TaskTemplate.Networks",
+            json!([{"Target": "n", "DriverOpts": {"com.docker.network.endpoint.ifname": ""}}]),
+            "driver options",
+        ),
     ] {
         let error = service_spec(&spec_with(pointer, value)).unwrap_err();
         assert!(matches!(error, SpecError::NotServed { .. }), "expected a 501 for {pointer}, saw {error:?}");
         assert!(error.to_string().starts_with(named), "expected {named:?} for {pointer}, saw {error}");
     }
     check("TaskTemplate.ContainerSpec.Secrets", json!([]), None);
+    check(
+        "TaskTemplate.ContainerSpec.Privileges",
+        json!({"CredentialSpec": {"Config": "", "File": "", "Registry": ""}}),
+        None,
+    );
+    check("TaskTemplate.PluginSpec", json!({"Name": "", "Disabled": false, "PluginPrivilege": null}), None);
+    check("TaskTemplate.NetworkAttachmentSpec", json!({"ContainerID": ""}), None);
     check("TaskTemplate.Runtime", json!("container"), None);
     check(
         "TaskTemplate.ContainerSpec.Mounts",

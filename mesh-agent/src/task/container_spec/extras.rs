@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use mesh_state::go_json::is_zero;
 use mesh_state::spec::Extra;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -169,23 +170,12 @@ pub(super) fn read<T: DeserializeOwned + Rest>(path: &str, fields: &Extra) -> Re
     Ok(parsed)
 }
 
-/// Refuses the first field that is not empty.
+/// Refuses the first field that is not empty. All that Docker has and mesh leaves out are structs,
+/// lists or texts, so a struct of zeros is empty.
 pub(super) fn none_left(path: &str, fields: &Extra) -> Result<(), PlanError> {
-    match fields.iter().find(|(_, value)| !is_absent(value)) {
+    match fields.iter().find(|(_, value)| !is_zero(value)) {
         Some((key, _)) => Err(PlanError::Unsupported(format!("{path}.{key}"))),
         None => Ok(()),
-    }
-}
-
-/// Whether Go would call the value its type's zero.
-pub(super) fn is_absent(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(on) => !on,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.values().all(is_absent),
     }
 }
 

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use mesh_state::go_json::is_zero;
 use mesh_state::spec::{PortConfig, Resources, TaskSpec};
 use mesh_state::task::Assignment;
 use mesh_state::template::TemplateContext;
 use serde_json::Value;
 
-use super::extras::{ContainerExtras, Privileges, SeLinux, TaskExtras, is_absent, none_left};
+use super::extras::{ContainerExtras, Privileges, SeLinux, TaskExtras, none_left};
 use super::names::{self, NodeNames};
 use super::network::first_name;
 use super::template::expand;
@@ -213,7 +214,7 @@ fn expand_values(
 /// The first field of `given` that is not empty and not in `kept`.
 fn lost(path: &str, given: &Value, kept: &Value) -> Option<String> {
     let (Value::Object(given), Value::Object(kept)) = (given, kept) else { return None };
-    given.iter().filter(|(_, value)| !is_absent(value)).find_map(|(key, value)| {
+    given.iter().filter(|(_, value)| !is_zero(value)).find_map(|(key, value)| {
         let path = format!("{path}.{key}");
         match kept.get(key) {
             Some(kept) => lost(&path, value, kept),

@@ -242,6 +242,7 @@ fn a_plain_creates_empty_blocks_are_no_demands() {
         made(json!({"Init": false, "DNSConfig": {}, "Isolation": "default", "Secrets": null, "Configs": []}));
     assert_eq!(body["HostConfig"]["Init"], json!(false));
     assert_eq!(body.get("Env"), None, "absent stays absent");
+    made(json!({"Privileges": {"CredentialSpec": {"Config": "", "File": "", "Registry": null}}}));
 }
 
 #[test]
