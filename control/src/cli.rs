@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn the_packages_file_is_good_with_all_its_examples() {
-        let examples = include_str!("../../packaging/control.toml").replace("\n#", "\n");
+        let examples = include_str!("../../xtask/packaging/control.toml").replace("\n#", "\n");
         let keys = examples.lines().filter(|line| line.contains(" = "));
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.toml");

@@ -12,7 +12,7 @@ use mesh_checkout::workspace;
 const UNITS: [(&str, f64); 2] = [("mesh-agent", 6.0), ("mesh-control", 4.0)];
 
 fn unit(name: &str) -> PathBuf {
-    workspace::root().join("packaging/systemd").join(format!("{name}.service"))
+    workspace::root().join("xtask/packaging/systemd").join(format!("{name}.service"))
 }
 
 /// What a program prints, on both outputs, and whether it succeeds.
@@ -70,7 +70,7 @@ fn the_units_keep_what_the_daemons_rely_on() {
 
 #[test]
 fn maintainer_scripts_are_shell_scripts_that_stop_at_errors() {
-    let directory = workspace::root().join("packaging/debian");
+    let directory = workspace::root().join("xtask/packaging/debian");
     let mut scripts = 0;
     for package in fs::read_dir(directory).unwrap() {
         for script in fs::read_dir(package.unwrap().path()).unwrap() {
@@ -101,7 +101,7 @@ fn calls(script: &str, words: &[&str], answers: &str) -> String {
     }
     program("mesh-agent", &format!("{tell}\n{answers}"));
     program("mesh-control", &format!("{tell}\n{answers}"));
-    let path = workspace::root().join("packaging/debian").join(script);
+    let path = workspace::root().join("xtask/packaging/debian").join(script);
     // The scripts look for a running systemd: this machine need not have one.
     let text = fs::read_to_string(path).unwrap().replace("/run/systemd/system", "/");
     let text = text.replace("/etc/default/", "/nonexistent/");
@@ -156,7 +156,7 @@ fn the_packages_metadata_names_files_of_the_checkout() {
         let directory = workspace::root().join(krate);
         let manifest = fs::read_to_string(directory.join("Cargo.toml")).unwrap();
         let sources: Vec<&str> =
-            manifest.split('"').filter(|word| word.starts_with("../packaging/")).collect();
+            manifest.split('"').filter(|word| word.starts_with("../xtask/packaging/")).collect();
         assert!(sources.len() >= 3, "{krate}: {sources:?}");
         for source in sources {
             assert!(Path::new(&directory).join(source).exists(), "{krate}: {source}");
