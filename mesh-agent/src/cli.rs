@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_ebpf::abi::names;
 use mesh_ebpf::guard;
 use mesh_runtime::settings::SettingsArgs;
-use mesh_state::node::TUNNEL_PORT;
+use mesh_state::node::{ENCRYPTION_PORT, TUNNEL_PORT};
 
 /// mesh's agent on a node: carries the traffic of published ports, runs the node's tasks and serves
 /// its docker.sock.
@@ -91,6 +91,9 @@ pub struct RunArgs {
     /// UDP port of the tunnel between nodes, the same on all of them.
     #[arg(long, env = "MESH_VXLAN_PORT", value_name = "PORT", default_value_t = TUNNEL_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     pub vxlan_port: u16,
+    /// UDP port of the encrypted tunnels between nodes, for networks made with `--opt encrypted`.
+    #[arg(long, env = "MESH_WIREGUARD_PORT", value_name = "PORT", default_value_t = ENCRYPTION_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    pub wireguard_port: u16,
     /// Room for connections in the kernel programs' flow tables; applies to tables that are made
     /// anew.
     #[arg(long, env = "MESH_FLOWS_MAX", value_name = "COUNT", default_value_t = names::ESTABLISHED_MAX, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]

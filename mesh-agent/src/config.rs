@@ -58,6 +58,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// UDP port of the tunnel.
     pub vxlan_port: u16,
+    /// UDP port of encrypted tunnels.
+    pub wireguard_port: u16,
     /// Sizes of the flow tables.
     pub tables: TableSizes,
     /// SYNs per second for which each CPU makes flow entries; 0: all.
@@ -156,6 +158,7 @@ impl Config {
             datapath: args.datapath,
             bpffs: args.bpffs,
             vxlan_port: args.vxlan_port,
+            wireguard_port: args.wireguard_port,
             tables: TableSizes { established: args.flows_max, half_open: args.half_open_max },
             syn_guard_rate: args.syn_guard_rate,
             proxy: ProxySettings {
@@ -195,6 +198,7 @@ impl Config {
     pub fn own_ports(&self) -> Vec<OwnPort> {
         let own = [
             OwnPort::new(Protocol::Udp, self.vxlan_port, OwnPort::TUNNEL),
+            OwnPort::new(Protocol::Udp, self.wireguard_port, OwnPort::ENCRYPTION),
             OwnPort::new(Protocol::Tcp, self.proxy.relay_port, "the relay between nodes"),
             OwnPort::new(Protocol::Tcp, self.metrics_listen.port(), "agents' metrics"),
         ];
@@ -306,13 +310,14 @@ mod tests {
             ["--manager", "10.0.0.1:7000,10.0.0.2:7000"],
             ["--address", "10.0.0.9"],
             ["--vxlan-port", "7001"],
+            ["--wireguard-port", "7004"],
             ["--relay-listen", "0.0.0.0:7002"],
             ["--metrics-listen", "[::]:7003"],
         ];
         let own = config(&flags.concat()).expect("good settings").own_ports();
         let ports: Vec<(Protocol, u16)> = own.iter().map(|own| (own.protocol, own.port)).collect();
         let tcp = |port| (Protocol::Tcp, port);
-        assert_eq!(ports, [(Protocol::Udp, 7001), tcp(7002), tcp(7003), tcp(7000)]);
+        assert_eq!(ports, [(Protocol::Udp, 7001), (Protocol::Udp, 7004), tcp(7002), tcp(7003), tcp(7000)]);
     }
 
     #[test]

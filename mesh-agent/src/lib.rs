@@ -20,6 +20,7 @@ pub mod config;
 pub mod control_link;
 pub mod datapath;
 pub mod docker_api;
+pub mod encryption;
 pub mod enrolment;
 pub mod lb;
 pub mod metrics;

@@ -77,6 +77,18 @@ pub struct PeerNode {
     /// Whether it accepts tunnel packets that bear a cookie.
     #[serde(default)]
     pub takes_cookies: bool,
+    /// Where it takes packets of encrypted networks; absent if it takes none.
+    #[serde(default)]
+    pub encryption: Option<PeerEncryption>,
+}
+
+/// A member node's end of encrypted tunnels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerEncryption {
+    /// Its public key (X25519).
+    pub public_key: [u8; 32],
+    /// Its UDP port at the node's address.
+    pub port: u16,
 }
 
 /// The part of a service that the mesh needs.
@@ -257,7 +269,7 @@ impl NodeView {
             let backend = read::backend(backend)?;
             next.backends.insert(backend.id, backend);
         }
-        for network in &table.networks {
+        for network in table.networks.iter().chain(&table.encrypted_networks) {
             let network = read::network(network, &next.node_id)?;
             next.networks.insert(network.id.clone(), network);
         }

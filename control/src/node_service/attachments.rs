@@ -160,6 +160,13 @@ fn attached(
     asked: &AttachRequest,
 ) -> Result<Write, Status> {
     let network = find(snapshot, &asked.network)?;
+    let encrypts = snapshot.nodes.get(node).is_some_and(|node| node.description.encryption.is_some());
+    if network.is_encrypted() && !encrypts {
+        return Err(Status::failed_precondition(format!(
+            "network {} is encrypted, which this node can't do: its agent's log says why",
+            network.name
+        )));
+    }
     let id = AttachmentId::from(asked.attachment_id.as_str());
     let known = snapshot.attachments.get(&id);
     if known.is_some_and(|known| known.node_id != *node || known.network_id != network.id) {

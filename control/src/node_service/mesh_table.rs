@@ -16,12 +16,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use mesh_state::Timestamp;
 use mesh_state::ids::{NodeId, ServiceId, TaskId};
 use mesh_state::lb::{LbSettings, node_weight};
+use mesh_state::network::ENCRYPTED;
 use mesh_state::node::{Node, NodeState, is_member_address};
 use mesh_state::proto::{
-    BackendState, MeshBackend, MeshNode, MeshPort, MeshService, MeshServiceNetwork, MeshTable,
+    BackendState, MeshBackend, MeshNetwork, MeshNode, MeshPort, MeshService, MeshServiceNetwork, MeshTable,
 };
 use mesh_state::service::Service;
 use mesh_state::spec::{PublishMode, ServiceSpec};
@@ -71,13 +74,16 @@ impl Table {
 
     /// The message with the whole table.
     pub fn whole(&self) -> MeshTable {
+        let (encrypted_networks, networks) =
+            values(&self.entries.networks).into_iter().partition(is_encrypted);
         MeshTable {
             generation: self.generation,
             committed_unix_ms: self.committed_unix_ms,
             nodes: values(&self.entries.nodes),
             services: values(&self.entries.services),
             backends: values(&self.entries.backends),
-            networks: values(&self.entries.networks),
+            networks,
+            encrypted_networks,
             members: values(&self.entries.members),
             ..MeshTable::default()
         }
@@ -90,6 +96,7 @@ impl Table {
         let (services, removed_service_ids) = changes(&base.entries.services, &self.entries.services);
         let (backends, removed_backend_ids) = changes(&base.entries.backends, &self.entries.backends);
         let (networks, removed_network_ids) = changes(&base.entries.networks, &self.entries.networks);
+        let (encrypted_networks, networks) = networks.into_iter().partition(is_encrypted);
         let (members, removed_member_ids) = changes(&base.entries.members, &self.entries.members);
         MeshTable {
             generation: self.generation,
@@ -107,8 +114,22 @@ impl Table {
             removed_network_ids,
             members,
             removed_member_ids,
+            encrypted_networks,
         }
     }
+}
+
+fn is_encrypted(network: &MeshNetwork) -> bool {
+    network.number & ENCRYPTED != 0
+}
+
+/// The public key by which the node takes packets of encrypted networks. Empty if it reports none,
+/// or none that is one: agents would refuse the table for it.
+fn public_key(node: &Node) -> Vec<u8> {
+    const LEN: usize = 32;
+    let reported = node.description.encryption.as_ref().filter(|end| end.port != 0);
+    let decoded = reported.and_then(|end| BASE64_STANDARD.decode(&end.public_key).ok());
+    decoded.filter(|key| key.len() == LEN).unwrap_or_default()
 }
 
 /// The table's message for one node, without what only other nodes need: the container ids of their
@@ -118,7 +139,7 @@ pub fn for_node(mut message: MeshTable, node: &NodeId, now: Timestamp) -> MeshTa
     for backend in message.backends.iter_mut().filter(|backend| backend.node_id != node.as_str()) {
         backend.container_id.clear();
     }
-    for network in &mut message.networks {
+    for network in message.networks.iter_mut().chain(&mut message.encrypted_networks) {
         network.node_addresses.retain(|other, _| other == node.as_str());
     }
     message
@@ -135,6 +156,8 @@ fn nodes(snapshot: &ClusterSnapshot) -> Map<String, MeshNode> {
             subnet: node.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
             datapath: node.description.datapath.clone(),
             takes_cookies: node.description.takes_cookies,
+            public_key: public_key(node),
+            encryption_port: node.description.encryption.as_ref().map_or(0, |end| end.port.into()),
         }),
         _ => None,
     };

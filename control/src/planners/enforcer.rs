@@ -1,6 +1,6 @@
 //! Stops tasks that may not stay on their node: it no longer meets their constraints, after a label
 //! or a role was changed, or can't carry their networks any more, after its agent was restarted
-//! with `--datapath userspace`.
+//! with `--datapath userspace` or without what encryption needs.
 //!
 //! It decides from the spec that each task was made from, and from its node as it is now. A changed
 //! spec is the updater's: judged by the new one, all tasks would stop at once instead of a few at a
@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 
 use mesh_state::Timestamp;
 use mesh_state::ids::ServiceId;
-use mesh_state::task::TaskState;
+use mesh_state::task::{Task, TaskState};
 use rand::RngCore;
 
 use crate::feed::snapshot::ClusterSnapshot;
@@ -41,6 +41,8 @@ enum Misfit {
     Constraints,
     /// The task is on networks, and the node has no kernel programs to carry them.
     Networks,
+    /// The task is on an encrypted network, and the node can't encrypt.
+    Encryption,
 }
 
 impl Misfit {
@@ -49,6 +51,7 @@ impl Misfit {
         match self {
             Self::Constraints => "assigned node no longer meets constraints",
             Self::Networks => "assigned node no longer has kernel programs for overlay networks",
+            Self::Encryption => "assigned node can no longer encrypt overlay networks",
         }
     }
 }
@@ -66,6 +69,8 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
             Misfit::Constraints
         } else if !task.attachments.is_empty() && !has_programs(node) {
             Misfit::Networks
+        } else if node.description.encryption.is_none() && is_on_encrypted_network(snapshot, task) {
+            Misfit::Encryption
         } else {
             continue;
         };
@@ -82,9 +87,15 @@ pub fn plan(now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) 
     plan
 }
 
+fn is_on_encrypted_network(snapshot: &ClusterSnapshot, task: &Task) -> bool {
+    let mut networks = task.attachments.iter().filter_map(|place| snapshot.networks.get(&place.network_id));
+    networks.any(|network| network.is_encrypted())
+}
+
 #[cfg(test)]
 mod tests {
-    use mesh_state::network::Attachment;
+    use mesh_state::network::{Attachment, ENCRYPTED};
+    use mesh_state::node::EncryptionEnd;
 
     use super::*;
     use crate::fixtures::{World, join, network, service, task};
@@ -158,6 +169,33 @@ mod tests {
         let desired = |id: &str| world.snapshot.tasks[&id.into()].desired_state;
         assert_eq!((desired("on-app"), desired("on-none")), (TaskState::Shutdown, TaskState::Running));
         assert_eq!(world.snapshot.tasks[&"on-app".into()].leader_status.err, Misfit::Networks.error());
+        assert_eq!(world.run(plan), Plan::default(), "planned on its own result");
+    }
+
+    #[test]
+    fn a_node_that_can_no_longer_encrypt_keeps_no_task_on_an_encrypted_network() {
+        let mut world = World::with_nodes(["a"]);
+        world.put_network(&network("app", "10.0.5.0/24", 1));
+        world.put_network(&network("sealed", "10.0.6.0/24", 2 | ENCRYPTED));
+        for name in ["app", "sealed"] {
+            let mut joined = service(name, 1);
+            join(&mut joined.spec, &[name]);
+            world.put_service(&joined);
+            let mut running = task(&format!("on-{name}"), name, 1);
+            running.node_id = Some("a".into());
+            running.attachments =
+                vec![Attachment { network_id: name.into(), address: None, backend_id: None }];
+            world.put_task(&running);
+            world.report(&running.id, TaskState::Running);
+        }
+        let end = EncryptionEnd { public_key: "k".to_owned(), port: 4801 };
+        world.update_node("a", |node| node.description.encryption = Some(end));
+        assert_eq!(world.run(plan), Plan::default(), "the node encrypts");
+        world.update_node("a", |node| node.description.encryption = None);
+        world.run(plan);
+        let desired = |id: &str| world.snapshot.tasks[&id.into()].desired_state;
+        assert_eq!((desired("on-sealed"), desired("on-app")), (TaskState::Shutdown, TaskState::Running));
+        assert_eq!(world.snapshot.tasks[&"on-sealed".into()].leader_status.err, Misfit::Encryption.error());
         assert_eq!(world.run(plan), Plan::default(), "planned on its own result");
     }
 }

@@ -41,7 +41,8 @@ pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore)
             "network {} of an older version gets subnet {} and number {}",
             stored.name, space.subnet, space.number
         ));
-        let network = Network { subnet: space.subnet, number: space.number, ..stored.value.clone() };
+        let number = stored.spec.numbered(space.number);
+        let network = Network { subnet: space.subnet, number, ..stored.value.clone() };
         let given = Versioned { value: network.clone(), ..Versioned::clone(stored) };
         after.networks.insert(network.id.clone(), Arc::new(given));
         let cursor = Versioned { value: space.cursor, create_revision: 0, mod_revision: 0 };

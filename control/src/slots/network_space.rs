@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mesh_state::cluster::Cluster;
-use mesh_state::network::{NUMBER_MAX, NetworkCursor};
+use mesh_state::network::{ENCRYPTED, NUMBER_MAX, NetworkCursor};
 use thiserror::Error;
 
 use super::host_overlap;
@@ -181,7 +181,7 @@ fn merged(used: impl Iterator<Item = Ipv4Net>) -> Vec<(u32, u32)> {
 fn next_number(snapshot: &ClusterSnapshot, last: u32, fits: impl Fn(u32) -> bool) -> Result<u32, SpaceError> {
     let mut used = vec![false; NUMBER_MAX as usize + 1];
     for network in snapshot.networks.values() {
-        if let Some(used) = used.get_mut(network.number as usize) {
+        if let Some(used) = used.get_mut((network.number & !ENCRYPTED) as usize) {
             *used = true;
         }
     }

@@ -32,7 +32,8 @@ pub struct Network {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet6: Option<Ipv6Net>,
     /// The number by which tunnel packets name the network: 1 to [`NUMBER_MAX`], unique among the
-    /// networks that exist; 0 for the ingress network, whose packets name backends.
+    /// networks that exist, plus [`ENCRYPTED`] if the network is encrypted; 0 for the ingress
+    /// network, whose packets name backends.
     #[serde(default)]
     pub number: u32,
     /// The address of the network's bridge on each member node that has or had one.
@@ -45,11 +46,24 @@ pub struct Network {
     pub spec: NetworkSpec,
 }
 
-/// The highest number of a network.
+/// The highest number of a network, apart from [`ENCRYPTED`].
 pub const NUMBER_MAX: u32 = 65_535;
+
+/// Bit of an encrypted network's number. It is part of the number wherever that goes, down to the
+/// packets: a manager or an agent that doesn't know the bit finds no such number, and so can't take
+/// the network for one that may be carried in clear.
+pub const ENCRYPTED: u32 = 1 << 19;
+
+/// Whether `number` is one of a user's network, encrypted or not.
+pub fn is_number(number: u32) -> bool {
+    (1..=NUMBER_MAX).contains(&(number & !ENCRYPTED))
+}
 
 /// The option of a network that sets its MTU.
 pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+
+/// The option of a network that has its packets encrypted between nodes, whatever its value.
+pub const ENCRYPTED_OPTION: &str = "encrypted";
 
 impl Network {
     /// The address that `docker network inspect` shows as the network's gateway, and that no holder
@@ -67,6 +81,11 @@ impl Network {
     pub fn range(&self) -> Ipv4Net {
         let asked = self.asked().and_then(|config| config.ip_range.parse::<Ipv4Net>().ok());
         asked.map_or(self.subnet, |range| range.trunc())
+    }
+
+    /// Whether the network's packets are encrypted between nodes.
+    pub fn is_encrypted(&self) -> bool {
+        self.number & ENCRYPTED != 0
     }
 
     /// The MTU that the user set, in bytes.
@@ -163,7 +182,8 @@ pub struct AssignedNetwork {
     pub id: NetworkId,
     /// The network's name, and that of its Docker network on the node.
     pub name: String,
-    /// The network's number in tunnel packets, and in the name of its bridge device.
+    /// The network's number in tunnel packets, and in the name of its bridge device, with
+    /// [`ENCRYPTED`] if it is encrypted.
     pub number: u32,
     /// The network's subnet.
     pub subnet: Ipv4Net,
@@ -230,6 +250,19 @@ pub struct NetworkSpec {
     /// All other fields that the client sent.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+impl NetworkSpec {
+    /// Whether the user asks for packets to be encrypted between nodes. As with Docker's driver,
+    /// the option's name alone does, so `--opt encrypted=false` does too.
+    pub fn asks_for_encryption(&self) -> bool {
+        self.options.as_ref().is_some_and(|options| options.contains_key(ENCRYPTED_OPTION))
+    }
+
+    /// The number of a network with this spec that was given `number` out of 1 to [`NUMBER_MAX`].
+    pub fn numbered(&self, number: u32) -> u32 {
+        if self.asks_for_encryption() { number | ENCRYPTED } else { number }
+    }
 }
 
 /// The requested address management of a network.

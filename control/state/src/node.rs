@@ -129,6 +129,11 @@ pub struct NodeDescription {
     pub takes_cookies: bool,
     /// Whether its agent puts tasks on the networks that their assignments name.
     pub takes_networks: bool,
+    /// Whether its agent knows encrypted networks, and so never carries one in clear.
+    pub knows_encryption: bool,
+    /// Where it takes packets of encrypted networks; absent if it can't.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<EncryptionEnd>,
     /// Address and port of the manager on this node, if it runs one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager_address: Option<String>,
@@ -150,6 +155,18 @@ impl NodeDescription {
     }
 }
 
+/// A node's end of the encrypted tunnels between nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptionEnd {
+    /// Its public key, in Base64 as WireGuard's tools write it.
+    pub public_key: String,
+    /// Its UDP port at the node's address.
+    pub port: u16,
+}
+
+/// The default UDP port of encrypted tunnels.
+pub const ENCRYPTION_PORT: u16 = 4801;
+
 /// A port that a component of mesh itself listens on or connects to. No service may publish it, as
 /// the service would get the cluster's own packets.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -165,6 +182,9 @@ pub struct OwnPort {
 impl OwnPort {
     /// The purpose of the tunnel's port.
     pub const TUNNEL: &str = "the tunnel between nodes";
+
+    /// The purpose of the port of encrypted tunnels.
+    pub const ENCRYPTION: &str = "encrypted tunnels between nodes";
 
     /// A port with its purpose.
     pub fn new(protocol: Protocol, port: u16, purpose: &str) -> Self {

@@ -77,6 +77,9 @@ pub fn read_description(json: &str) -> Result<NodeDescription, ReportError> {
     let description: NodeDescription = serde_json::from_str(json)
         .map_err(|source| ReportError::Unreadable { what: "the node's description", source })?;
     check_bytes("the hostname", description.hostname.len(), HOSTNAME_BYTES)?;
+    if let Some(end) = &description.encryption {
+        check_bytes("the node's public key", end.public_key.len(), WORD_BYTES)?;
+    }
     Ok(description)
 }
 

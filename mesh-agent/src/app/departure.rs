@@ -20,6 +20,7 @@ use crate::control_link::identity::Identity;
 use crate::control_link::place::Place;
 use crate::control_link::{cache, leave};
 use crate::datapath::{self, DatapathConfig};
+use crate::encryption;
 use crate::enrolment::EnrolmentError;
 use crate::proxy::carry_over;
 use crate::task::dependencies::files::TaskFiles;
@@ -141,6 +142,7 @@ fn remove_files(data_dir: &Path, tasks: &Path) -> Vec<String> {
         cache::remove(data_dir).map_err(|error| error_chain(&error)),
         tasks,
         carry_over::remove(data_dir).map_err(|error| error_chain(&error)),
+        encryption::remove_key(data_dir).map_err(|error| error_chain(&error)),
         left.store(data_dir).map_err(|error| error_chain(&error)),
         Identity::remove(data_dir).map_err(|error| error_chain(&error)),
     ];
@@ -156,7 +158,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let tasks = directory.path().join("tasks");
         fs::create_dir(&tasks).expect("a directory");
-        for file in ["identity.json", "mesh-cache.json", "proxy-counters.json", "tasks/one"] {
+        for file in ["identity.json", "mesh-cache.json", "proxy-counters.json", "encryption.key", "tasks/one"]
+        {
             fs::write(directory.path().join(file), "x").expect("a file");
         }
         assert_eq!(remove_files(directory.path(), &tasks), Vec::<String>::new());

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_runtime::Components;
-use mesh_state::node::{NodeDescription, OwnPort};
+use mesh_state::node::{EncryptionEnd, NodeDescription, OwnPort};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -31,6 +31,8 @@ pub(super) struct DescriptionFollower {
     pub(super) datapath: &'static str,
     pub(super) manager: Option<SocketAddr>,
     pub(super) own_ports: Vec<OwnPort>,
+    /// The node's end of encrypted tunnels, if it has one.
+    pub(super) encryption: Option<EncryptionEnd>,
     pub(super) engine: Arc<dyn Runtime>,
     /// Why the node can take no tasks: it has no network for them, or one that overlaps with the
     /// host's.
@@ -101,6 +103,8 @@ impl DescriptionFollower {
             kernel: self.kernel.clone(),
             takes_cookies: true,
             takes_networks: true,
+            knows_encryption: true,
+            encryption: self.encryption.clone(),
             manager_address: self.manager.map(|manager| manager.to_string()),
             unfit: self.unfit_words(),
             own_ports: self.own_ports.clone(),

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use super::health::PassiveHealth;
 use super::membership::Membership;
 use super::state::State;
-use super::{Process, carriers};
+use super::{Process, carriers, encryption};
 use crate::admin::{self, Admin};
 use crate::config::Config;
 use crate::control_link::cache::{self, Cached};
@@ -82,6 +82,7 @@ pub(super) async fn start(
     let local = Arc::new(restored_tasks(&config, identity.as_ref()).await?);
     let served = (room.names, refusals.clone(), counts.clone());
     start_names(components, views.clone(), Arc::clone(&local), served);
+    let encryption = encryption::start(components, &config, views.clone());
     let (opening, known) = (config.clone(), Arc::clone(&loads));
     let datapath = tokio::task::spawn_blocking(move || carriers::open_datapath(&opening, known)).await??;
     let datapath_name = carriers::datapath_name(datapath.as_deref());
@@ -117,7 +118,7 @@ pub(super) async fn start(
     start_admin(components, sockets.metrics, metrics_door, (&refusals, &counts), is_expelled, collector)?;
     start_telling_manager(components, &config, views.clone());
     start_cache(components, config.data_dir.clone(), views, keys);
-    let state = State { view, relay_keys, connected, expelled, applied, loads: Arc::clone(&loads) };
+    let state = State { view, relay_keys, connected, expelled, applied, encryption, loads };
     let attachments = Arc::clone(&process.attachments);
     let membership =
         Membership { config, identity, state, datapath, proxy, datapath_name, node, local, attachments };

@@ -163,13 +163,13 @@ impl Membership {
             datapath: self.datapath_name,
             manager: self.config.manager_here(),
             own_ports: self.config.own_ports(),
+            encryption: self.state.encryption,
             engine: Arc::<DockerEngine>::clone(&engine),
             without_network,
             overlaps,
         };
-        let description = described.follow(components).await;
         let channels = LinkChannels {
-            description,
+            description: described.follow(components).await,
             statuses,
             assignments: assignment_sender,
             view: self.state.view,

@@ -11,6 +11,7 @@ mod carriers;
 mod departure;
 mod described;
 mod descriptors;
+mod encryption;
 mod health;
 mod life;
 mod member;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mesh_state::node::EncryptionEnd;
 use tokio::sync::watch;
 
 use crate::control_link::relay_keys::RelayKeys;
@@ -15,5 +16,7 @@ pub(super) struct State {
     pub(super) connected: watch::Sender<bool>,
     pub(super) expelled: watch::Sender<bool>,
     pub(super) applied: watch::Receiver<u64>,
+    /// The node's end of encrypted tunnels, if it has one.
+    pub(super) encryption: Option<EncryptionEnd>,
     pub(super) loads: Arc<Loads>,
 }

@@ -62,12 +62,17 @@ impl Hooks {
         Self { ebpf, pins, mode, placed: BTreeMap::new() }
     }
 
-    /// Attaches the programs that the uplinks and the tunnel device need, adopts links that exist,
+    /// Attaches the programs that the uplinks and the devices need, adopts links that exist,
     /// and removes this version's links on other interfaces.
     ///
     /// # Errors
     /// A program can't be attached; those that were attached before stay.
-    pub(super) fn ensure(&mut self, uplinks: &[Link], tunnel: &Link) -> Result<(), DatapathError> {
+    pub(super) fn ensure(
+        &mut self,
+        uplinks: &[Link],
+        tunnel: &Link,
+        encryption: Option<&Link>,
+    ) -> Result<(), DatapathError> {
         self.restore_pins()?;
         let mut wanted = BTreeSet::new();
         // The uplinks first: the tunnel device's program accepts only packets that the uplinks'
@@ -87,6 +92,9 @@ impl Hooks {
         }
         wanted.insert(self.ensure_tc(names::PROGRAM_DEVICE, tunnel)?);
         wanted.insert(self.ensure_tc(names::PROGRAM_TUNNEL, tunnel)?);
+        if let Some(device) = encryption {
+            wanted.insert(self.ensure_tc(names::PROGRAM_DECRYPTED, device)?);
+        }
         let tasks = self.pins.task("");
         for pin in self.pins.links() {
             let is_gone = pin.starts_with(&tasks) && pinned_link_ifindex(&pin).is_ok_and(|index| index == 0);
@@ -97,6 +105,14 @@ impl Hooks {
         }
         self.pins.forget_others(|pin| pinned_link_ifindex(pin).is_ok_and(|index| index != 0));
         Ok(())
+    }
+
+    /// Attaches the program to the device of encrypted networks.
+    ///
+    /// # Errors
+    /// It can't be attached.
+    pub(super) fn guard_encryption(&mut self, device: &Link) -> Result<(), DatapathError> {
+        self.ensure_tc(names::PROGRAM_DECRYPTED, device).map(drop)
     }
 
     /// Makes pins again that somebody has removed under the running agent. Maps live on by the

@@ -226,6 +226,11 @@ impl Datapath {
         let uplinks = Uplinks::find(&mut netlink, &self.config)?;
         let mtu = uplinks.mtu();
         let tunnel = host::ensure_tunnel(&mut netlink, self.config.vxlan_port, mtu)?;
+        let encryption = host::find_encryption(&mut netlink)?;
+        if let Some(device) = &encryption {
+            // Before packets are sent to it: what comes back must not reach the host's stack.
+            lock(&self.hooks).guard_encryption(device)?;
+        }
         let tunnel_mtu = mtu.saturating_sub(TUNNEL_OVERHEAD);
         let config = Config {
             address: uplinks.address.into(),
@@ -235,6 +240,7 @@ impl Datapath {
             tunnel_mtu,
             uplink_ifindex: uplinks.direct,
             syn_guard_rate: self.config.syn_guard_rate,
+            encryption_ifindex: encryption.as_ref().map_or(0, |device| device.index),
             ..Config::default()
         };
         let before = lock(&self.state).facts().config.tunnel_ifindex;
@@ -253,7 +259,7 @@ impl Datapath {
             network.routes.forget();
         }
         let generation = self.refresh_neighbours()?;
-        lock(&self.hooks).ensure(&links, &tunnel)?;
+        lock(&self.hooks).ensure(&links, &tunnel, encryption.as_ref())?;
         Ok(generation)
     }
 

@@ -63,6 +63,7 @@ pub use engine::{Datapath, open, uninstall};
 pub use error::DatapathError;
 pub use evictions::{ByProtocol, Evictions};
 pub use network::far_end::FarEnd;
+pub(crate) use network::host::bring_up;
 pub use network::host_networks::{HostNetwork, host_addresses, host_networks};
 pub use network::upkeep::HostSettings;
 pub use stats::{BackendSnapshot, FrontendSnapshot, MapFill, StatsSnapshot};

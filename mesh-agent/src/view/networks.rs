@@ -16,7 +16,8 @@ pub struct NetworkView {
     pub id: NetworkId,
     /// The network's name, as users gave it.
     pub name: String,
-    /// The number of the network in tunnel packets, at least 1.
+    /// The number of the network in tunnel packets, at least 1, with
+    /// [`ENCRYPTED`](mesh_state::network::ENCRYPTED) if it is encrypted.
     pub number: u32,
     /// The network's subnet; the subnets of networks don't overlap.
     pub subnet: Ipv4Net,

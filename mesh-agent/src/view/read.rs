@@ -8,7 +8,7 @@ use mesh_state::lb::LbSettings;
 use mesh_state::proto;
 use mesh_state::spec::Protocol;
 
-use super::{BackendState, BackendView, PeerNode, PortView, ServiceView, ViewError};
+use super::{BackendState, BackendView, PeerEncryption, PeerNode, PortView, ServiceView, ViewError};
 
 mod networks;
 
@@ -25,7 +25,15 @@ pub(super) fn node(node: &proto::MeshNode) -> Result<PeerNode, ViewError> {
         },
         in_userspace: node.datapath == "userspace",
         takes_cookies: node.takes_cookies,
+        encryption: encryption(node),
     })
+}
+
+/// A node's end of encrypted tunnels; `None` if it has none, or what it reports can't be one.
+fn encryption(node: &proto::MeshNode) -> Option<PeerEncryption> {
+    let public_key = node.public_key.as_slice().try_into().ok()?;
+    let port = u16::try_from(node.encryption_port).ok().filter(|port| *port != 0)?;
+    Some(PeerEncryption { public_key, port })
 }
 
 pub(super) fn service(service: &proto::MeshService) -> Result<ServiceView, ViewError> {

@@ -16,6 +16,7 @@ fn node(id: &str, last: u8) -> proto::MeshNode {
         subnet: String::new(),
         datapath: "tc".into(),
         takes_cookies: true,
+        ..proto::MeshNode::default()
     }
 }
 

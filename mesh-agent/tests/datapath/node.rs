@@ -36,6 +36,7 @@ pub(crate) fn view(node: usize, generation: u64, states: &[BackendState]) -> Nod
             subnet: None,
             in_userspace: false,
             takes_cookies: true,
+            encryption: None,
         };
         view.nodes.insert(id, node);
     }

@@ -57,7 +57,7 @@ pub(super) fn create(
         ingress: false,
         subnet: space.subnet,
         subnet6: space.subnet6,
-        number: space.number,
+        number: spec.numbered(space.number),
         node_addresses: BTreeMap::new(),
         created_at: now,
         spec,

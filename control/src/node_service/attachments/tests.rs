@@ -144,3 +144,16 @@ fn what_a_node_sends_is_bounded() {
     }
     assert!(check(&asked("x1", "app")).is_ok());
 }
+
+#[test]
+fn a_node_that_encrypts_nothing_attaches_nothing_to_an_encrypted_network() {
+    let mut world = world();
+    let mut sealed = network("sealed", "10.0.7.0/24", 9 | mesh_state::network::ENCRYPTED);
+    sealed.spec.attachable = true;
+    world.put_network(&sealed);
+    let refused = ask(&mut world, "a", &asked("x1", "sealed")).unwrap_err();
+    assert!(refused.contains("sealed is encrypted"), "{refused}");
+    let end = mesh_state::node::EncryptionEnd { public_key: "k".to_owned(), port: 4801 };
+    world.update_node("a", |node| node.description.encryption = Some(end));
+    ask(&mut world, "a", &asked("x1", "sealed")).unwrap();
+}

@@ -20,6 +20,8 @@ pub enum Refusal {
     NoPrograms,
     /// The node's host has addresses of one of the task's networks.
     HostOverlap,
+    /// The node can't encrypt packets of networks that are to be encrypted.
+    NoEncryption,
     /// A constraint does not hold.
     Constraints,
     /// The image has no build for the node.
@@ -40,6 +42,7 @@ impl Refusal {
             Self::OldAgent => format!("agent too old for overlay networks on {nodes} {plural}"),
             Self::NoPrograms => format!("no kernel programs for overlay networks on {nodes} {plural}"),
             Self::HostOverlap => format!("networks of the host overlap with the task's on {nodes} {plural}"),
+            Self::NoEncryption => format!("no encryption of overlay networks on {nodes} {plural}"),
             Self::Constraints => format!("scheduling constraints not satisfied on {nodes} {plural}"),
             Self::Platform => format!("unsupported platform on {nodes} {plural}"),
             Self::HostPort => format!("host-mode port already in use on {nodes} {plural}"),

@@ -26,6 +26,8 @@ pub fn refusal(needs: &Needs<'_>, usage: &NodeUsage<'_>) -> Option<Refusal> {
     } else if needs.subnets.iter().any(|subnet| host_overlap::inside(usage.host_networks, *subnet).is_some())
     {
         Some(Refusal::HostOverlap)
+    } else if needs.is_on_encrypted_networks && usage.node.description.encryption.is_none() {
+        Some(Refusal::NoEncryption)
     } else if !needs.suits.constraints_hold(usage.node) {
         Some(Refusal::Constraints)
     } else if !needs.suits.platform_fits(usage.node) {

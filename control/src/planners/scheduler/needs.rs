@@ -34,17 +34,19 @@ pub struct Needs<'a> {
     pub is_on_networks: bool,
     /// The subnets of these networks.
     pub subnets: Vec<Ipv4Net>,
+    /// Whether one of these is encrypted.
+    pub is_on_encrypted_networks: bool,
     /// Placement constraints and platforms.
     pub suits: Suits,
 }
 
 impl<'a> Needs<'a> {
-    /// The needs of tasks made from `spec`.
+    /// The needs of tasks made from `spec`, on the networks of `snapshot`.
     pub fn new(snapshot: &ClusterSnapshot, service: &'a ServiceId, spec: &ServiceSpec) -> Self {
         let template = &spec.task_template;
         let reservations = template.resources.as_ref().and_then(|resources| resources.reservations.as_ref());
         let networks = named_by(spec);
-        let stored = networks.iter().filter_map(|named| snapshot.networks.get(&named.id));
+        let stored = || networks.iter().filter_map(|named| snapshot.networks.get(&named.id));
         Self {
             service,
             nano_cpus: reservations.and_then(|wanted| wanted.nano_cpus).unwrap_or_default(),
@@ -54,7 +56,8 @@ impl<'a> Needs<'a> {
             plugins: plugins(template),
             generic: generic::wanted(template.resources.as_ref()),
             is_on_networks: !networks.is_empty(),
-            subnets: stored.map(|network| network.subnet).collect(),
+            subnets: stored().map(|network| network.subnet).collect(),
+            is_on_encrypted_networks: stored().any(|network| network.is_encrypted()),
             suits: Suits::new(template),
         }
     }

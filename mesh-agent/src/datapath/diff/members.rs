@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_ebpf::abi::{Address, Member, Node, member_flag, names};
+use mesh_ebpf::abi::{Address, Member, Node, member_flag, names, node_flag};
 
 use super::{Plan, Refusal};
 use crate::control_link::member_keys::TunnelKey;
@@ -43,8 +43,8 @@ impl Plan {
                 mac: hop.mac,
                 source_mac: hop.source_mac,
                 ifindex: hop.ifindex,
+                flags: if peer.encryption.is_some() { node_flag::ENCRYPTS } else { 0 },
                 cookie: sent(&keys, facts, peer),
-                ..Node::default()
             };
             if contents.nodes.get(index) != Some(&node) {
                 self.writes.push(Write::Node(*index, node));
@@ -122,6 +122,7 @@ mod tests {
                 subnet: None,
                 in_userspace: false,
                 takes_cookies: true,
+                encryption: None,
             };
             view.nodes.insert(id, node);
         }

@@ -64,6 +64,7 @@ fn view_of(nodes: u8, ports: &[Vec<u16>], policies: &[bool], drawn: &BTreeMap<u3
             subnet: None,
             in_userspace: false,
             takes_cookies: false,
+            encryption: None,
         };
         view.nodes.insert(id, node);
     }

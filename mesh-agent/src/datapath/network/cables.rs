@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_state::network::NUMBER_MAX;
+use mesh_state::network::is_number;
 
 use super::monitor::LinkChange;
 use super::netlink::{Link, is_veth};
@@ -31,7 +31,7 @@ impl Bridge {
             return Some(Self::Tasks);
         }
         let digits = device.strip_prefix(NETWORK_DEVICE_PREFIX)?;
-        let number: u32 = digits.parse().ok().filter(|number| (1..=NUMBER_MAX).contains(number))?;
+        let number: u32 = digits.parse().ok().filter(|number| is_number(*number))?;
         (number.to_string() == digits).then_some(Self::Network(number))
     }
 }
@@ -68,6 +68,8 @@ impl Cables {
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::network::{ENCRYPTED, NUMBER_MAX};
+
     use super::*;
 
     #[test]
@@ -77,6 +79,9 @@ mod tests {
             ("meshn1", Some(Bridge::Network(1))),
             ("meshn65535", Some(Bridge::Network(65_535))),
             ("meshn65536", None),
+            ("meshn524289", Some(Bridge::Network(1 | ENCRYPTED))),
+            ("meshn524288", None),
+            ("meshn589824", None),
             ("meshn0", None),
             ("meshn01", None),
             ("meshn+1", None),
@@ -92,8 +97,8 @@ mod tests {
     fn the_engine_is_given_the_names_that_are_known() {
         let named = |number| Bridge::named(&crate::task::networks::device(number));
         assert_eq!(
-            [1, 4096, NUMBER_MAX].map(named),
-            [1, 4096, NUMBER_MAX].map(|it| Some(Bridge::Network(it)))
+            [1, 4096, NUMBER_MAX, NUMBER_MAX | ENCRYPTED].map(named),
+            [1, 4096, NUMBER_MAX, NUMBER_MAX | ENCRYPTED].map(|it| Some(Bridge::Network(it)))
         );
     }
 

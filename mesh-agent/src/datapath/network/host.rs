@@ -3,6 +3,7 @@
 //!
 //! Invariants: everything is idempotent, has mesh's name, and is removed by [`remove`].
 //!
+//! * `meshw0`: the device of encrypted networks ([`crate::encryption`]).
 //! * `mesh-vxlan0`: VXLAN in collect-metadata mode, without learning.
 //! * nftables table `ip mesh`, see [`firewall`].
 //! * `net.ipv4.ip_forward = 1` and `net.ipv6.conf.all.forwarding = 1` (with `accept_ra = 2` on
@@ -19,6 +20,7 @@ use tracing::warn;
 use super::firewall;
 use super::netlink::{Link, Netlink, Vxlan};
 use crate::datapath::error::DatapathError;
+use crate::encryption;
 
 /// Name of the tunnel device.
 pub(crate) const TUNNEL_DEVICE: &str = "mesh-vxlan0";
@@ -64,6 +66,37 @@ fn find(netlink: &mut Netlink) -> Result<Option<Link>, DatapathError> {
     Ok(links.into_iter().find(|link| link.name == TUNNEL_DEVICE))
 }
 
+/// Finds the device of encrypted networks, if it is up and this agent reads it: an earlier agent
+/// may have left it.
+///
+/// # Errors
+/// The kernel refuses the query.
+pub(crate) fn find_encryption(netlink: &mut Netlink) -> Result<Option<Link>, DatapathError> {
+    Ok(find_device(netlink)?.filter(|link| link.is_up && link.has_carrier))
+}
+
+fn find_device(netlink: &mut Netlink) -> Result<Option<Link>, DatapathError> {
+    let links = netlink.links().map_err(DatapathError::netlink("listing interfaces"))?;
+    let is_ours = |link: &Link| encryption::is_device(&link.name, link.kind.as_deref());
+    Ok(links.into_iter().find(is_ours))
+}
+
+/// Brings up a device of the agent's own that carries nothing of the host's, and needs no
+/// addresses.
+///
+/// # Errors
+/// The device is gone, or the kernel refuses the change.
+pub(crate) fn bring_up(device: &str, mtu: u32) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let link = netlink.links()?.into_iter().find(|link| link.name == device);
+    let link = link.ok_or(io::ErrorKind::NotFound)?;
+    let ipv6 = format!("net/ipv6/conf/{device}/disable_ipv6");
+    if Path::new("/proc/sys").join(&ipv6).exists() {
+        set(&ipv6, "1");
+    }
+    netlink.set_up(link.index, mtu)
+}
+
 /// Puts settings in place. A failure is logged, and [`upkeep`](super::upkeep) tries again.
 pub(crate) fn prepare(uplinks: &[Link]) {
     set("net/ipv4/ip_forward", "1");
@@ -102,6 +135,12 @@ pub(crate) fn remove() -> Result<Vec<String>, DatapathError> {
             .delete_link(link.index)
             .map_err(DatapathError::netlink(format!("deleting {TUNNEL_DEVICE}")))?;
         removed.push(format!("the interface {TUNNEL_DEVICE}"));
+    }
+    if let Some(link) = find_device(&mut netlink)? {
+        netlink
+            .delete_link(link.index)
+            .map_err(DatapathError::netlink(format!("deleting {}", encryption::DEVICE)))?;
+        removed.push(format!("the interface {}", encryption::DEVICE));
     }
     removed.extend(firewall::remove().iter().map(|table| format!("the nftables table `{table}`")));
     Ok(removed)

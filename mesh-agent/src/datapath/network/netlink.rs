@@ -42,6 +42,8 @@ pub(crate) struct Link {
     pub(crate) kind: Option<String>,
     /// Whether the interface is administratively up.
     pub(crate) is_up: bool,
+    /// Whether something is at the other end: for a TAP device, the process that reads it.
+    pub(crate) has_carrier: bool,
     /// Whether neighbours on it are resolved to Ethernet addresses.
     pub(crate) has_arp: bool,
     /// For a veth: the index of the other end, in that end's namespace.
@@ -280,6 +282,7 @@ pub(super) fn read_link(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         is_up: message.header.flags.contains(LinkFlags::Up),
+        has_carrier: message.header.flags.contains(LinkFlags::LowerUp),
         has_arp: !message.header.flags.contains(LinkFlags::Noarp),
         ..Link::default()
     };

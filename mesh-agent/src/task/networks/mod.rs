@@ -17,7 +17,9 @@ pub mod keeper;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use mesh_state::network::AssignedNetwork;
+use mesh_state::network::{AssignedNetwork, ENCRYPTED};
+
+use crate::encryption::overlay_mtu;
 
 /// The label of every Docker network that the agent made. Its value is the network's id, or empty
 /// for `mesh`.
@@ -114,8 +116,11 @@ pub enum NetworkStep {
     Wait(String),
 }
 
-/// The plan of a network's Docker network. `default_mtu` applies if its user set none.
+/// The plan of a network's Docker network. `default_mtu`, that of networks that aren't encrypted,
+/// applies if its user set none.
 pub fn plan(network: &AssignedNetwork, default_mtu: u32) -> NetworkPlan {
+    let is_encrypted = network.number & ENCRYPTED != 0;
+    let default_mtu = if is_encrypted { overlay_mtu(default_mtu) } else { default_mtu };
     NetworkPlan {
         name: network.name.clone(),
         label: network.id.to_string(),

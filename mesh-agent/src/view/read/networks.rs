@@ -20,7 +20,7 @@ pub(in crate::view) fn network(
         id: id.into(),
         name: network.name.clone(),
         number: match network.number {
-            number @ 1..=mesh_state::network::NUMBER_MAX => number,
+            number if mesh_state::network::is_number(number) => number,
             other => {
                 return Err(ViewError::InvalidField {
                     kind: "network",

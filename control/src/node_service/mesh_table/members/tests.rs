@@ -76,6 +76,40 @@ fn a_service_on_a_network_is_in_the_table_without_ports() {
 }
 
 #[test]
+fn an_encrypted_network_is_hidden_from_agents_that_dont_know_of_any() {
+    let mut world = world();
+    let before = Table::of(&world.snapshot);
+    let number = 4 | mesh_state::network::ENCRYPTED;
+    let mut sealed = network("sealed", "10.0.6.0/24", number);
+    sealed.node_addresses.insert("a".into(), "10.0.6.2".parse().unwrap());
+    sealed.node_addresses.insert("b".into(), "10.0.6.3".parse().unwrap());
+    world.put_network(&sealed);
+    let after = Table::of(&world.snapshot);
+    for message in [after.whole(), after.since(&before)] {
+        assert!(message.networks.iter().all(|network| network.id != "sealed"));
+        let message = for_node(message, &"a".into(), world.now);
+        let [found] = message.encrypted_networks.as_slice() else { panic!("not in its list") };
+        assert_eq!((&*found.id, found.number, found.node_addresses.len()), ("sealed", number, 1));
+    }
+    assert_eq!(before.since(&after).removed_network_ids, ["sealed"]);
+}
+
+#[test]
+fn only_a_key_of_the_right_length_is_in_the_table() {
+    let mut world = world();
+    let key = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+    for (reported, expected) in [(key, vec![7; 32]), ("BwcH", vec![]), ("?", vec![]), ("", vec![])] {
+        let end = mesh_state::node::EncryptionEnd { public_key: reported.to_owned(), port: 4801 };
+        world.update_node("a", |node| {
+            node.address = Some([10, 77, 0, 11].into());
+            node.description.encryption = Some(end);
+        });
+        let table = Table::of(&world.snapshot).whole();
+        assert_eq!(table.nodes[0].public_key, expected, "of {reported:?}");
+    }
+}
+
+#[test]
 fn a_member_is_there_before_it_serves_and_gone_once_it_has_ended() {
     let mut world = world();
     assert_eq!(states(&world), [BackendState::Unspecified]);

@@ -59,6 +59,27 @@ fn a_node_whose_host_has_addresses_of_a_network_takes_no_task_on_it() {
 }
 
 #[test]
+fn a_node_that_encrypts_nothing_takes_no_task_with_an_encrypted_network() {
+    let placed = |name: &'static str, encrypts: bool| {
+        let mut world = World::with_nodes(["a"]);
+        world.put_network(&network("app", "10.0.5.0/24", 1));
+        world.put_network(&network("sealed", "10.0.6.0/24", 2 | mesh_state::network::ENCRYPTED));
+        let end = mesh_state::node::EncryptionEnd { public_key: "k".to_owned(), port: 4801 };
+        world.update_node("a", |node| node.description.encryption = encrypts.then_some(end));
+        let mut web = service("web", 1);
+        join(&mut web.spec, &[name]);
+        world.put_service(&web);
+        wait(&mut world, "web", 1, 1);
+        world.run(plan);
+        world.snapshot.tasks[&"web-001".into()].leader_status.err.clone()
+    };
+    let refused = "no suitable node (no encryption of overlay networks on 1 node)";
+    assert_eq!(placed("sealed", false), refused);
+    assert_eq!(placed("sealed", true), "");
+    assert_eq!(placed("app", false), "");
+}
+
+#[test]
 fn addresses_come_with_the_node_and_a_task_without_one_takes_no_room() {
     let mut world = World::with_nodes(["a"]);
     world.put_network(&network("app", "10.0.5.0/29", 1));
