@@ -7,6 +7,7 @@
 mod attach;
 mod discovery;
 mod dns;
+mod encryption;
 mod first_acts;
 mod isolation;
 mod names;

@@ -5,14 +5,12 @@
 
 use std::ops::RangeInclusive;
 
-use mesh_state::network::{MTU_OPTION, NetworkSpec};
+use mesh_state::network::{ENCRYPTED_OPTION, MTU_OPTION, NetworkSpec};
+use mesh_state::node::NodeState;
 use serde_json::Value;
 
 use crate::api::error::ApiError;
 use crate::feed::snapshot::ClusterSnapshot;
-
-/// The option that asks for the tasks' traffic to be encrypted between nodes.
-const ENCRYPTED: &str = "encrypted";
 
 /// The smallest and the largest MTU in bytes of an IPv4 link.
 const MTU: RangeInclusive<u32> = 68..=65_535;
@@ -28,6 +26,7 @@ pub(super) fn check(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<()
     if let Some((option, reason)) = unserved(spec) {
         return Err(not_served(&option, reason));
     }
+    encryption(snapshot, spec)?;
     let mtu = spec.options.as_ref().and_then(|options| options.get(MTU_OPTION));
     let range = if spec.enable_ipv6 == Some(true) { MTU6 } else { MTU };
     // 0 asks for the default, as with Docker's driver.
@@ -39,6 +38,25 @@ pub(super) fn check(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<()
             range.start(),
             range.end()
         ))),
+    }
+}
+
+/// Refuses encryption as long as an agent doesn't know it: such an agent could not take part in the
+/// network, and under a manager of its own version it would get no table any more.
+fn encryption(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> {
+    if !spec.asks_for_encryption() {
+        return Ok(());
+    }
+    let mut heard = snapshot.nodes.values().filter(|node| snapshot.node_state(&node.id) != NodeState::Down);
+    match heard.find(|node| !node.description.knows_encryption) {
+        Some(node) => Err(not_served(
+            "--opt encrypted",
+            &format!(
+                "the agent of node {} doesn't know it: upgrade all agents first",
+                node.description.hostname
+            ),
+        )),
+        None => Ok(()),
     }
 }
 
@@ -74,15 +92,13 @@ fn kind(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Result<(), ApiError> 
 /// The first option that would have no effect, by its flag, with what to do instead.
 fn unserved(spec: &NetworkSpec) -> Option<(String, &'static str)> {
     let ipam = spec.ipam.clone().unwrap_or_default();
-    let options = spec.options.iter().flatten().filter(|(name, _)| *name != MTU_OPTION);
-    let options = options.map(|(name, _)| {
-        let reason = if name == ENCRYPTED {
-            "what tasks on several nodes send each other crosses the nodes' network in clear. Create the network without it"
-        } else {
-            "it would change nothing. Create the network without it"
-        };
-        (format!("--opt {name}"), reason)
-    });
+    let options = spec
+        .options
+        .iter()
+        .flatten()
+        .filter(|(name, _)| ![MTU_OPTION, ENCRYPTED_OPTION].contains(&name.as_str()));
+    let options = options
+        .map(|(name, _)| (format!("--opt {name}"), "it would change nothing. Create the network without it"));
     let ipam_options = ipam.options.iter().flatten().map(|(name, _)| {
         (format!("--ipam-opt {name}"), "mesh gives out addresses by itself. Create the network without it")
     });
@@ -129,7 +145,6 @@ mod tests {
     #[test]
     fn every_option_that_would_change_nothing_is_refused_by_name() {
         for (body, named) in [
-            (json!({"Options": {"encrypted": ""}}), "--opt encrypted"),
             (json!({"Options": {"dsr": ""}}), "--opt dsr"),
             (json!({"EnableIPv4": false}), "--ipv4=false"),
             (json!({"ConfigFrom": {"Network": "other"}}), "--config-from"),
@@ -143,11 +158,27 @@ mod tests {
     }
 
     #[test]
+    fn encryption_waits_for_the_last_agent_that_doesnt_know_it() {
+        let spec: NetworkSpec =
+            serde_json::from_value(json!({"Name": "net", "Options": {"encrypted": ""}})).unwrap();
+        let mut world = World::with_nodes(["a", "b"]);
+        world.update_node("a", |node| node.description.knows_encryption = true);
+        let refused = check(&world.snapshot, &spec).unwrap_err();
+        let message = refused.to_string();
+        assert_eq!(refused.status().as_u16(), 501);
+        assert!(message.contains("--opt encrypted") && message.contains("host-b"), "{message}");
+        world.update_node("b", |node| node.description.knows_encryption = true);
+        assert!(check(&world.snapshot, &spec).is_ok());
+    }
+
+    #[test]
     fn what_is_served_passes_and_so_does_what_clients_send_without_being_asked() {
         for body in [
             json!({}),
             json!({"Attachable": true, "Internal": true, "Options": {MTU_OPTION: "1400"}}),
             json!({"Options": {MTU_OPTION: "0"}}),
+            json!({"Options": {ENCRYPTED_OPTION: ""}}),
+            json!({"Options": {ENCRYPTED_OPTION: "true", MTU_OPTION: "1300"}}),
             json!({"CheckDuplicate": true, "Driver": "overlay", "Scope": "", "EnableIPv6": false, "EnableIPv4": true,
                    "IPAM": {"Driver": "default", "Options": {}, "Config": []}, "Internal": false, "Attachable": false,
                    "Ingress": false, "ConfigOnly": false, "ConfigFrom": {"Network": ""}, "Options": {}, "Labels": {"a": "b"}}),
