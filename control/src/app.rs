@@ -4,8 +4,12 @@
 //! [`mesh_runtime`], so one that panics or ends too early ends the process with an error, and its
 //! supervisor restarts it.
 
+mod init_desk;
+mod managed;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,8 +30,8 @@ use tracing::{info, warn};
 
 use crate::api;
 use crate::bootstrap::{self, OpenedCluster};
-use crate::config::Config;
-use crate::context::{ApiContext, RELAY_KEY};
+use crate::config::{Config, Settings};
+use crate::context::{ApiContext, RELAY_KEY, join_tokens};
 use crate::doors::Doors;
 use crate::feed::clocks;
 use crate::feed::watch::Feed;
@@ -89,60 +93,87 @@ impl DaemonParts {
     }
 }
 
+/// What others need of a cluster that is served.
+struct Served {
+    /// The token with which the node on this machine joins as a manager.
+    manager_token: String,
+    etcd: Arc<EtcdStore>,
+}
+
 /// Runs a manager until it gets a signal to stop.
 ///
 /// # Errors
 /// It can't start, or a component failed.
-pub async fn run(config: Config) -> anyhow::Result<()> {
-    let listeners = bind(&config).await?;
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let config = match settings {
+        Settings::External(config) => config,
+        Settings::Managed(settings) => return managed::run(settings).await,
+    };
+    let docker = unix_socket::bind(&config.socket, OWNERS_ALONE)
+        .with_context(|| format!("listen on {}", config.socket.display()))?;
+    let listeners = bind_tcp(&config, docker).await?;
     let components = Components::new(config.debug_faults);
-    let shutdown = components.stopping().clone();
-    components.spawn("signals", follow_signals(shutdown.clone()));
+    components.spawn("signals", follow_signals(components.stopping().clone()));
     // From here on the sockets answer, if only with the reason why this manager still waits.
-    components.spawn("systemd", supervisor::keep_told(async {}, shutdown.clone()));
+    components.spawn("systemd", supervisor::keep_told(async {}, components.stopping().clone()));
+    if serve_cluster(&config, listeners, &components).await?.is_none() {
+        components.stopping().cancel();
+    }
+    let end = components.wait(SHUTDOWN_GRACE).await;
+    remove_socket(&config.socket);
+    end
+}
+
+fn remove_socket(socket: &Path) {
+    if let Err(error) = std::fs::remove_file(socket) {
+        warn!(error = error_chain(&error), socket = %socket.display(), "can't remove the socket");
+    }
+}
+
+/// Opens the cluster and starts everything that serves it, as `components`. Returns `None` if they
+/// are stopped before there is a cluster.
+async fn serve_cluster(
+    config: &Config,
+    listeners: Listeners,
+    components: &Components,
+) -> anyhow::Result<Option<Served>> {
+    let shutdown = components.stopping().clone();
     supervisor::tell_status("waits for etcd");
     let registry = Registry::new();
     let etcd = EtcdStore::open(config.etcd.clone()).await?;
     let store = metrics::store::CountedStore::register(etcd.clone(), &registry)?;
     let (waits_for, reason) = watch::channel("the cluster was not read from etcd yet".to_owned());
     let opened = tokio::select! {
-        opened = open_cluster(&store, &config, waits_for) => Some(opened?),
+        opened = open_cluster(&store, config, waits_for) => Some(opened?),
         () = waiting::refuse(&listeners.docker, &listeners.admin, reason) => None,
         () = shutdown.cancelled() => None,
     };
-    if let Some(opened) = opened {
-        let store = OwnStore::new(store, opened.cluster.id.clone(), opened.created);
-        let store: Arc<dyn Store> = Arc::new(store);
-        let parts = DaemonParts { components: components.clone(), shutdown: shutdown.clone() };
-        let own_ports = {
-            let (nodes, metrics) = (config.node_listen.port(), config.metrics_listen.port());
-            own_ports::of_manager(nodes, metrics, etcd_ports(&etcd, &config).await)
-        };
-        start(&config, listeners, store, opened, own_ports, &registry, &parts)?;
-        supervisor::tell_status("serving");
-        info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
-    } else {
-        shutdown.cancel();
-    }
-    let end = components.wait(SHUTDOWN_GRACE).await;
-    if let Err(error) = std::fs::remove_file(&config.socket) {
-        warn!(error = error_chain(&error), socket = %config.socket.display(), "can't remove the socket");
-    }
-    end
+    let Some(opened) = opened else { return Ok(None) };
+    let manager_token = join_tokens(&opened.cluster, &opened.sealer)?.manager;
+    let store = OwnStore::new(store, opened.cluster.id.clone(), opened.created);
+    let store: Arc<dyn Store> = Arc::new(store);
+    let parts = DaemonParts { components: components.clone(), shutdown };
+    let own_ports = {
+        let (nodes, metrics) = (config.node_listen.port(), config.metrics_listen.port());
+        own_ports::of_manager(nodes, metrics, etcd_ports(&etcd, config).await)
+    };
+    start(config, listeners, store, opened, own_ports, &registry, &parts)?;
+    supervisor::tell_status("serving");
+    info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
+    Ok(Some(Served { manager_token, etcd: Arc::new(etcd) }))
 }
 
 /// Only root may use the manager's socket; the node's agent runs as root.
 const OWNERS_ALONE: Access = Access { mode: 0o600, gid: None };
 
-async fn bind(config: &Config) -> anyhow::Result<Listeners> {
+async fn bind_tcp(config: &Config, docker: UnixListener) -> anyhow::Result<Listeners> {
     let tcp = async |flag: &str, address: SocketAddr| {
         TcpListener::bind(address).await.with_context(|| format!("listen on {address} ({flag})"))
     };
     Ok(Listeners {
         nodes: tcp("--node-listen", config.node_listen).await?,
         admin: tcp("--metrics-listen", config.metrics_listen).await?,
-        docker: unix_socket::bind(&config.socket, OWNERS_ALONE)
-            .with_context(|| format!("listen on {}", config.socket.display()))?,
+        docker,
     })
 }
 
@@ -205,7 +236,7 @@ fn start(
         manager_name: config.name.clone(),
         own_node,
         advertise: config.advertise,
-        node_port: config.node_listen.port(),
+        node_port: config.advertise_port,
         sealer: Arc::new(sealer),
         clocks: Arc::default(),
         logs: Arc::default(),
@@ -318,7 +349,7 @@ fn start_leadership(
 ) -> anyhow::Result<()> {
     let manager = Manager {
         name: config.name.clone(),
-        address: SocketAddr::new(config.advertise, config.node_listen.port()).to_string(),
+        address: SocketAddr::new(config.advertise, config.advertise_port).to_string(),
         own_ports,
         tells_member_keys: true,
         ..Manager::default()

@@ -17,24 +17,23 @@ pub struct Cli {
     #[command(flatten)]
     pub settings: SettingsArgs,
 
-    /// Client addresses of the etcd cluster: https://HOST:PORT, or http:// for an etcd on this
-    /// machine.
-    #[arg(
-        long,
-        env = "MESH_ETCD",
-        value_name = "URL[,URL]",
-        value_delimiter = ',',
-        default_value = "http://127.0.0.1:2379"
-    )]
+    /// Client addresses of an etcd cluster of yours: https://HOST:PORT, or http:// for an etcd on
+    /// this machine. Without any, this manager runs an etcd of its own, and waits for `docker swarm
+    /// init` on its node.
+    #[arg(long, env = "MESH_ETCD", value_name = "URL[,URL]", value_delimiter = ',')]
     pub etcd: Vec<String>,
+
+    /// The program of the etcd that this manager runs (Debian's package etcd-server).
+    #[arg(long, env = "MESH_ETCD_PROGRAM", value_name = "PATH", default_value = "etcd")]
+    pub etcd_program: PathBuf,
 
     /// The CA that signed the certificates of etcd's members, PEM. `mesh etcd-certificates` makes
     /// one.
-    #[arg(long, env = "MESH_ETCD_CA", value_name = "FILE")]
+    #[arg(long, env = "MESH_ETCD_CA", value_name = "FILE", requires = "etcd")]
     pub etcd_ca: Option<PathBuf>,
 
     /// The certificate that this manager presents to etcd, PEM. Read again for each new connection.
-    #[arg(long, env = "MESH_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
+    #[arg(long, env = "MESH_ETCD_CERT", value_name = "FILE", requires_all = ["etcd", "etcd_key"])]
     pub etcd_cert: Option<PathBuf>,
 
     /// The key of that certificate, PEM; readable by its owner alone (mode 0600).
@@ -70,11 +69,13 @@ pub struct Cli {
     #[arg(long, env = "MESH_NAME", value_name = "NAME")]
     pub name: Option<String>,
 
-    /// The address at which agents and other managers reach this manager.
-    #[arg(long, env = "MESH_ADVERTISE", value_name = "IP")]
-    pub advertise: IpAddr,
+    /// The address at which agents and other managers reach this manager. With an etcd of its own,
+    /// `docker swarm init` says it.
+    #[arg(long, env = "MESH_ADVERTISE", value_name = "IP", requires = "etcd")]
+    pub advertise: Option<IpAddr>,
 
-    /// Address for agents' connections (gRPC over TLS).
+    /// Address for agents' connections (gRPC over TLS). With an etcd of its own, `docker swarm init
+    /// --listen-addr` says it.
     #[arg(long, env = "MESH_NODE_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:2377")]
     pub node_listen: SocketAddr,
 

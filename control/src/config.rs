@@ -7,6 +7,8 @@ use mesh_state::store::{EtcdAccess, EtcdAccessError, EtcdIdentity, EtcdUser};
 use thiserror::Error;
 
 use crate::cli::Cli;
+use crate::founding::Founding;
+use crate::managed_etcd::ManagedEtcd;
 use crate::pool::{PoolError, WantedNetworkPool, WantedPool};
 
 /// A checked configuration.
@@ -22,6 +24,8 @@ pub struct Config {
     pub name: String,
     /// The address at which agents and clients reach this manager.
     pub advertise: IpAddr,
+    /// The node service's port at that address.
+    pub advertise_port: u16,
     /// The node service's address.
     pub node_listen: SocketAddr,
     /// The Docker API's socket.
@@ -36,6 +40,114 @@ pub struct Config {
     pub debug_faults: bool,
 }
 
+/// How a manager is to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settings {
+    /// With an etcd that its operator runs.
+    External(Config),
+    /// With an etcd of its own.
+    Managed(ManagedSettings),
+}
+
+/// The settings of a manager with an etcd of its own, which its founding completes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagedSettings {
+    /// This manager's name.
+    pub name: String,
+    /// The directory of its state.
+    pub data_dir: PathBuf,
+    /// The Docker API's socket.
+    pub socket: PathBuf,
+    /// Whether clients can make components panic.
+    pub debug_faults: bool,
+    etcd_program: PathBuf,
+    metrics_listen: Option<SocketAddr>,
+    pool: WantedPool,
+    new_cluster: bool,
+}
+
+impl Settings {
+    /// Checks a command line; `hostname` is the default of the name.
+    ///
+    /// # Errors
+    /// The first mistake.
+    pub fn new(cli: Cli, hostname: Option<String>) -> Result<Self, ConfigError> {
+        if cli.etcd.is_empty() {
+            ManagedSettings::new(cli, hostname).map(Self::Managed)
+        } else {
+            Config::new(cli, hostname).map(Self::External)
+        }
+    }
+}
+
+impl ManagedSettings {
+    fn new(cli: Cli, hostname: Option<String>) -> Result<Self, ConfigError> {
+        if cli.network_addr_pool.is_some() || cli.network_addr_pool_mask_length.is_some() {
+            return Err(ConfigError::NetworkPool);
+        }
+        Ok(Self {
+            name: name_of(cli.name.or(hostname))?,
+            data_dir: cli.data_dir,
+            socket: cli.socket,
+            debug_faults: cli.debug_faults,
+            etcd_program: cli.etcd_program,
+            metrics_listen: cli.metrics_listen,
+            pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
+            new_cluster: cli.new_cluster,
+        })
+    }
+
+    /// The directory of the etcd.
+    pub fn etcd_directory(&self) -> PathBuf {
+        self.data_dir.join("etcd")
+    }
+
+    /// The etcd of a manager that was founded so.
+    pub fn etcd(&self, founding: &Founding) -> ManagedEtcd {
+        ManagedEtcd {
+            program: self.etcd_program.clone(),
+            directory: self.etcd_directory(),
+            name: self.name.clone(),
+            advertise: founding.advertise.ip(),
+        }
+    }
+
+    /// The whole configuration of a manager that was founded so.
+    ///
+    /// # Errors
+    /// The pools of the founding are invalid.
+    pub fn config(&self, founding: &Founding) -> Result<Config, ConfigError> {
+        let advertise = founding.advertise.ip();
+        if advertise.is_unspecified() {
+            return Err(ConfigError::Unspecified(advertise));
+        }
+        Ok(Config {
+            etcd: self.etcd(founding).access(),
+            data_dir: self.data_dir.clone(),
+            new_cluster: self.new_cluster,
+            name: self.name.clone(),
+            advertise,
+            advertise_port: founding.advertise.port(),
+            node_listen: founding.listen,
+            socket: self.socket.clone(),
+            metrics_listen: self.metrics_listen.unwrap_or_else(|| SocketAddr::new(advertise, METRICS_PORT)),
+            pool: self.pool,
+            network_pool: WantedNetworkPool::new(founding.network_pool, founding.network_prefix)?,
+            debug_faults: self.debug_faults,
+        })
+    }
+}
+
+/// Checks the name of a manager.
+fn name_of(name: Option<String>) -> Result<String, ConfigError> {
+    let name = name.ok_or(ConfigError::NoName)?;
+    let good = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+    if name.is_empty() || name.len() > NAME_LENGTH || !name.chars().all(good) {
+        return Err(ConfigError::BadName(name));
+    }
+    Ok(name)
+}
+
 /// What is wrong with the configuration.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -45,6 +157,14 @@ pub enum ConfigError {
     /// A name has a character that keys can't have, or a bad length.
     #[error("--name {0:?}: a name has 1 to 63 characters of letters, digits, '-', '_' and '.'")]
     BadName(String),
+    /// No address is named.
+    #[error("--etcd needs --advertise: give the address of this machine that agents reach")]
+    NoAdvertise,
+    /// The pool of networks is the founding's.
+    #[error(
+        "--network-addr-pool is for --etcd: docker swarm init --default-addr-pool chooses the pool of a new cluster"
+    )]
+    NetworkPool,
     /// An address that no client can connect to.
     #[error("--advertise {0}: give the address of this machine that agents reach")]
     Unspecified(IpAddr),
@@ -67,13 +187,10 @@ impl Config {
     /// # Errors
     /// The first mistake.
     pub fn new(cli: Cli, hostname: Option<String>) -> Result<Self, ConfigError> {
-        let name = cli.name.or(hostname).ok_or(ConfigError::NoName)?;
-        let good = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
-        if name.is_empty() || name.len() > NAME_LENGTH || !name.chars().all(good) {
-            return Err(ConfigError::BadName(name));
-        }
-        if cli.advertise.is_unspecified() {
-            return Err(ConfigError::Unspecified(cli.advertise));
+        let name = name_of(cli.name.or(hostname))?;
+        let advertise = cli.advertise.ok_or(ConfigError::NoAdvertise)?;
+        if advertise.is_unspecified() {
+            return Err(ConfigError::Unspecified(advertise));
         }
         let identity = cli.etcd_cert.zip(cli.etcd_key);
         let etcd = EtcdAccess {
@@ -92,12 +209,11 @@ impl Config {
             data_dir: cli.data_dir,
             new_cluster: cli.new_cluster,
             name,
-            advertise: cli.advertise,
+            advertise,
+            advertise_port: cli.node_listen.port(),
             node_listen: cli.node_listen,
             socket: cli.socket,
-            metrics_listen: cli
-                .metrics_listen
-                .unwrap_or_else(|| SocketAddr::new(cli.advertise, METRICS_PORT)),
+            metrics_listen: cli.metrics_listen.unwrap_or_else(|| SocketAddr::new(advertise, METRICS_PORT)),
             pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
             network_pool: WantedNetworkPool::new(cli.network_addr_pool, cli.network_addr_pool_mask_length)?,
             debug_faults: cli.debug_faults,
@@ -112,7 +228,9 @@ mod tests {
     use super::*;
 
     fn config(arguments: &[&str], hostname: Option<&str>) -> Result<Config, ConfigError> {
-        let all = ["mesh-control"].iter().chain(arguments);
+        let usual = ["--etcd", "http://127.0.0.1:2379"];
+        let usual = usual.iter().filter(|_| !arguments.contains(&"--etcd"));
+        let all = ["mesh-control"].iter().chain(usual).chain(arguments);
         Config::new(Cli::try_parse_from(all).unwrap(), hostname.map(str::to_owned))
     }
 
@@ -167,5 +285,36 @@ mod tests {
             let all = ["mesh-control", "--advertise", "10.0.0.1"].into_iter().chain(alone);
             assert!(Cli::try_parse_from(all).is_err(), "{alone:?} alone was taken");
         }
+    }
+
+    #[test]
+    fn without_an_etcd_of_the_operators_a_manager_runs_its_own() {
+        let settings = |arguments: &[&str]| {
+            let all = ["mesh-control"].iter().chain(arguments);
+            Cli::try_parse_from(all).map(|cli| Settings::new(cli, Some("a".to_owned())))
+        };
+        let Settings::Managed(managed) = settings(&["--data-dir", "/d"]).unwrap().unwrap() else {
+            panic!("an etcd of the operator's")
+        };
+        let founding = Founding {
+            advertise: ([10, 0, 0, 1], 99).into(),
+            listen: ([0, 0, 0, 0], 99).into(),
+            network_pool: "10.20.0.0/16".parse().ok(),
+            network_prefix: Some(26),
+        };
+        let config = managed.config(&founding).unwrap();
+        assert_eq!(config.etcd.addresses, ["https://127.0.0.1:2379"]);
+        assert_eq!(
+            (config.advertise_port, config.metrics_listen.to_string().as_str()),
+            (99, "10.0.0.1:9465")
+        );
+        let bad = Founding { network_prefix: Some(8), ..founding };
+        assert!(matches!(managed.config(&bad), Err(ConfigError::Pool(_))));
+        assert!(settings(&["--advertise", "10.0.0.1"]).is_err(), "docker swarm init says the address");
+        assert!(settings(&["--etcd-ca", "ca.pem"]).is_err(), "of which etcd?");
+        assert!(matches!(
+            settings(&["--network-addr-pool", "10.0.0.0/8"]),
+            Ok(Err(ConfigError::NetworkPool))
+        ));
     }
 }

@@ -26,7 +26,9 @@ pub mod vault;
 
 pub mod context;
 mod docker_json;
+pub mod founding;
 pub mod logs;
+pub mod managed_etcd;
 pub mod node_service;
 pub mod own_node;
 pub mod pool;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use mesh_control::app;
 use mesh_control::cli::Cli;
-use mesh_control::config::Config;
+use mesh_control::config::Settings;
 use mesh_runtime::{log, settings};
 
 /// The file with settings, unless another is named.
@@ -25,7 +25,7 @@ fn start(cli: Cli) -> anyhow::Result<()> {
     mesh_runtime::run(app::run(config(cli)?))
 }
 
-fn config(cli: Cli) -> anyhow::Result<Config> {
+fn config(cli: Cli) -> anyhow::Result<Settings> {
     let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    Ok(Config::new(cli, hostname.map(|name| name.trim().to_owned()))?)
+    Ok(Settings::new(cli, hostname.map(|name| name.trim().to_owned()))?)
 }

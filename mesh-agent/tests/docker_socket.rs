@@ -47,6 +47,7 @@ impl Served {
         let upstreams = Upstreams {
             engine: engine.socket(),
             control: Some(engine.path("control.sock")),
+            tunnel_port: 4799,
             view,
             attachments: Arc::default(),
             enrolment,
@@ -326,7 +327,7 @@ fn a_node_in_no_cluster_answers_as_swarms_inactive_node() {
     let Some(engine) = engine::start() else { return };
     let mut served = Served::start(&engine);
     served.desk.state.send_replace(LocalState::Inactive);
-    // A manager that waits for its cluster is no manager yet.
+    // Nobody asks the manager of a node in no cluster.
     served.start_control(&engine.path("control.sock"));
 
     let info =

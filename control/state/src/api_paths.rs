@@ -4,3 +4,11 @@
 /// First segments of paths that only the control plane answers: the agent passes such calls on. The
 /// agent itself divides calls that both answer (`/info`, `/events`, `/networks`).
 pub const CONTROL_SEGMENTS: [&str; 6] = ["services", "tasks", "nodes", "swarm", "secrets", "configs"];
+
+/// The header in every answer of a manager that waits for its cluster: the agent's socket then
+/// answers as if there were no manager.
+pub const NO_CLUSTER_HEADER: &str = "mesh-no-cluster";
+
+/// The path of the call that makes a cluster on a manager that waits for one. Clients of the
+/// agent's socket can't make it.
+pub const INIT_PATH: &str = "/mesh/init";

@@ -93,7 +93,7 @@ fn a_check_names_every_mistake_and_exits_with_1() {
     let errors = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), errors.contains("--log")), (Some(1), true), "{errors}");
     let missing = Command::new(env!("CARGO_BIN_EXE_mesh-control"))
-        .args(["--check-config", "--config", "/dev/null"])
+        .args(["--check-config", "--config", "/dev/null", "--etcd", "http://127.0.0.1:1"])
         .output()
         .unwrap();
     let errors = String::from_utf8(missing.stderr).unwrap();

@@ -129,6 +129,7 @@ fn start_docker_api(process: &Process, socket: UnixListener, enrolment: Enrolmen
     let upstreams = Upstreams {
         engine: process.args.engine.clone(),
         control: process.args.control_socket.clone(),
+        tunnel_port: process.args.vxlan_port,
         view: process.view.subscribe(),
         attachments: Arc::clone(&process.attachments),
         enrolment,

@@ -76,6 +76,16 @@ impl Composer {
         self.control.as_ref().filter(|_| is_member).ok_or(ApiError::NotAManager)
     }
 
+    /// The manager on this node, whether or not this node is a member.
+    pub(super) fn any_control(&self) -> Result<&Upstream, ApiError> {
+        self.control.as_ref().ok_or(ApiError::NoInit)
+    }
+
+    /// The port of this node's tunnel.
+    pub(super) fn tunnel_port(&self) -> u16 {
+        self.upstreams.tunnel_port
+    }
+
     /// This node's membership.
     pub(super) fn enrolment(&self) -> &Enrolment {
         &self.upstreams.enrolment

@@ -45,10 +45,18 @@ pub(super) enum ApiError {
     NoSwarm,
     /// No manager on this node can make a cluster.
     #[error(
-        "docker swarm init is not served on this node: start mesh-control with --etcd here, then join with docker swarm join and \
-         the token in its data directory"
+        "no manager waits for docker swarm init on this node: install and start mesh-control (systemctl start mesh-control), and \
+         give this agent its socket with --control-socket"
     )]
     NoInit,
+    /// The manager on this node refused to make a cluster.
+    #[error("{message}")]
+    Founding {
+        /// Its answer's status.
+        status: StatusCode,
+        /// Its reason, for the client.
+        message: String,
+    },
     /// The node can't join or leave.
     #[error(transparent)]
     Enrolment(#[from] EnrolmentError),
@@ -193,7 +201,8 @@ impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
             Self::NotAManager | Self::NoSwarm | Self::NotJoined(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NoInit => StatusCode::NOT_IMPLEMENTED,
+            Self::NoInit => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Founding { status, .. } => *status,
             Self::Enrolment(error) => status_of(error),
             Self::NetworkOnWorker | Self::TasksNetworks => StatusCode::FORBIDDEN,
             Self::Attach { source, .. } => refusal_status(source),

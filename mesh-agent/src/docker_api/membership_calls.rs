@@ -1,12 +1,15 @@
-//! `POST /swarm/join` and `POST /swarm/leave`: this node joins a cluster, or leaves it.
+//! `POST /swarm/init`, `join` and `leave`: this node makes a cluster, joins one, or leaves it.
 //!
 //! Invariant: a node with a manager leaves by the manager's word only, as its loss may cost the
 //! cluster its quorum.
 
-use http_body_util::{BodyExt as _, Limited};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use serde::de::DeserializeOwned;
 
+use super::compose::CONTROL_TIMEOUT;
 use super::error::{ApiError, full};
 use super::filters::Query;
 use super::membership::Membership;
@@ -14,13 +17,26 @@ use super::upstream::Upstream;
 use super::{Body, Shared, drain};
 use crate::datapath::host_addresses;
 use crate::enrolment::address::SystemAddress;
-use crate::enrolment::order::{JoinBody, JoinOrder};
+use crate::enrolment::init::InitOrder;
+use crate::enrolment::order::JoinOrder;
 use crate::enrolment::{EnrolmentError, LocalState};
 
 /// The most bytes of a request's body.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
 impl Shared {
+    /// Whether a manager runs on this node. One that waits for a cluster of its own is none.
+    async fn has_manager(&self) -> Result<bool, ApiError> {
+        let Ok(control) = self.composer.control().and_then(Upstream::present) else { return Ok(false) };
+        let ping = Request::get("/_ping").body(Empty::<Bytes>::new());
+        let ping = ping.map_err(|error| ApiError::BadRequest(error.to_string()))?;
+        match control.call_within(CONTROL_TIMEOUT, ping).await {
+            Ok(_) => Ok(true),
+            Err(ApiError::NotAManager) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Joins or leaves a cluster.
     pub(super) async fn change_membership(
         &self,
@@ -35,17 +51,15 @@ impl Shared {
                 Err(EnrolmentError::AlreadyMember.into())
             }
             Membership::Init => {
-                drain(request.into_body()).await;
-                Err(ApiError::NoInit)
+                let (body, system) = (body(request).await?, system_addresses().await?);
+                self.found(&InitOrder::new(body, &system, composer.tunnel_port())?).await
             }
             Membership::Join => {
                 let order = JoinOrder::new(body(request).await?, &system_addresses().await?)?;
                 composer.enrolment().join(order).await?;
                 Ok(Response::new(full("")))
             }
-            Membership::Leave if composer.control().and_then(Upstream::present).is_ok() => {
-                self.ask_control(request).await
-            }
+            Membership::Leave if self.has_manager().await? => self.ask_control(request).await,
             Membership::Leave => {
                 let force = Query::of(request.uri()).value("force").is_some_and(|value| is_true(&value));
                 drain(request.into_body()).await;
@@ -61,7 +75,7 @@ fn is_true(value: &str) -> bool {
     !["", "0", "no", "false", "none"].contains(&value.trim().to_lowercase().as_str())
 }
 
-async fn body(request: Request<Incoming>) -> Result<JoinBody, ApiError> {
+async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, ApiError> {
     let read = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
     let bytes = read.map_err(|error| ApiError::BadRequest(error.to_string()))?.to_bytes();
     serde_json::from_slice(&bytes).map_err(|error| ApiError::BadRequest(format!("invalid JSON: {error}")))

@@ -20,6 +20,7 @@ mod container_networks;
 mod error;
 mod events;
 mod filters;
+mod founding;
 mod membership;
 mod membership_calls;
 mod network_owner;
@@ -88,6 +89,8 @@ pub struct Upstreams {
     pub engine: PathBuf,
     /// The socket of the manager on this node; it need not exist.
     pub control: Option<PathBuf>,
+    /// The port of this node's tunnel.
+    pub tunnel_port: u16,
     /// The view of the mesh, for `docker info` on a worker.
     pub view: watch::Receiver<Arc<NodeView>>,
     /// Containers on the cluster's networks; absent until this node is a member of a cluster.

@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use tracing::debug;
 
 use super::error::{ApiError, Peer};
+use mesh_state::api_paths::NO_CLUSTER_HEADER;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -82,7 +83,12 @@ impl Upstream {
         });
         *request.uri_mut() = origin_form(request.uri());
         request.headers_mut().entry(HOST).or_insert(HeaderValue::from_static("docker"));
-        sender.send_request(request).await.map_err(|source| self.broken(source))
+        let answer = sender.send_request(request).await.map_err(|source| self.broken(source))?;
+        // A manager that waits for its cluster is none yet.
+        if self.peer == Peer::Control && answer.headers().contains_key(NO_CLUSTER_HEADER) {
+            return Err(ApiError::NotAManager);
+        }
+        Ok(answer)
     }
 
     /// Like [`Upstream::call`], with a deadline on the answer's head.

@@ -48,6 +48,39 @@ pub enum EnrolmentError {
     /// The host's addresses can't be read.
     #[error("read this host's addresses: {0}")]
     HostAddresses(String),
+    /// `--force-new-cluster`, which mesh does not serve.
+    #[error(
+        "--force-new-cluster is not served by mesh: restore a backup of etcd, see https://etcd.io/docs/latest/op-guide/recovery/"
+    )]
+    NoForce,
+    /// `--autolock`, which mesh does not serve.
+    #[error(
+        "autolock is not served by mesh: leave --autolock out, and encrypt the disk of the data directory"
+    )]
+    NoAutolock,
+    /// A port that the data path can't have.
+    #[error("Datapath port number is not in valid range (1024-49151) : {0}")]
+    BadDataPathPort(u32),
+    /// The data path has another port.
+    #[error(
+        "the tunnel of this node's agent has port {tunnel_port}, not {port}: start every agent with --vxlan-port {port}, or \
+         leave --data-path-port out"
+    )]
+    OtherTunnelPort {
+        /// The port that the client asked for.
+        port: u32,
+        /// The port of the tunnel.
+        tunnel_port: u16,
+    },
+    /// A pool that is no network.
+    #[error("invalid CIDR address: {0}")]
+    BadPool(String),
+    /// Several pools.
+    #[error("mesh takes one pool of subnets: give --default-addr-pool once")]
+    ManyPools,
+    /// The spec has another name than Swarm's.
+    #[error("swarm spec must be named \"default\"")]
+    BadSpecName,
     /// The manager doesn't know the token.
     #[error("rpc error: code = InvalidArgument desc = A valid join token is necessary to join this cluster")]
     WrongToken,
@@ -109,6 +142,13 @@ impl EnrolmentError {
                 | Self::BadListen { .. }
                 | Self::Address(_)
                 | Self::BadAvailability(_)
+                | Self::NoForce
+                | Self::NoAutolock
+                | Self::BadDataPathPort(_)
+                | Self::OtherTunnelPort { .. }
+                | Self::BadPool(_)
+                | Self::ManyPools
+                | Self::BadSpecName
         )
     }
 }

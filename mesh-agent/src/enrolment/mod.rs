@@ -12,6 +12,7 @@
 pub mod address;
 pub mod attempt;
 mod error;
+pub mod init;
 pub mod order;
 
 use tokio::sync::{mpsc, oneshot, watch};

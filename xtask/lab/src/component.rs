@@ -148,14 +148,19 @@ fn etcd(node: &NodeLayout, record: &Record) -> CommandLine {
 }
 
 fn control(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
-    CommandLine::new(program)
-        .flag("--etcd", record.etcd.join(","))
-        .flag("--etcd-ca", etcd_keys::ca(node))
-        .flag("--etcd-cert", etcd_keys::client_certificate(node))
-        .flag("--etcd-key", etcd_keys::client_key(node))
-        .flag("--data-dir", node.control_dir())
+    let line = CommandLine::new(program);
+    // Without a cluster, it runs an etcd of its own and waits for docker swarm init.
+    let line = if record.empty {
+        line
+    } else {
+        line.flag("--etcd", record.etcd.join(","))
+            .flag("--etcd-ca", etcd_keys::ca(node))
+            .flag("--etcd-cert", etcd_keys::client_certificate(node))
+            .flag("--etcd-key", etcd_keys::client_key(node))
+            .flag("--advertise", node.ip().to_string())
+    };
+    line.flag("--data-dir", node.control_dir())
         .flag("--name", node.name())
-        .flag("--advertise", node.ip().to_string())
         .flag("--socket", node.control_socket())
         .flag("--log", "info")
         .switch("--debug-faults")

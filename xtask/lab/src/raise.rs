@@ -48,7 +48,10 @@ pub(super) fn raise(
     })?;
     thread::scope(|scope| {
         let loads: Vec<_> = nodes.iter().map(|node| scope.spawn(|| images::load(node, &archive))).collect();
-        if !options.empty {
+        if options.empty {
+            let managers = &nodes[..usize::from(options.managers)];
+            start_all(Component::Control, managers, record, binaries)?;
+        } else {
             start_control_plane(&nodes, options, record, binaries)?;
         }
         loads.into_iter().try_for_each(|load| join(load.join()))
@@ -107,7 +110,7 @@ pub(super) fn plan(layout: &Layout, options: &UpOptions) -> Record {
                 name: node.name(),
                 netns: node.netns(),
                 ip: node.ip(),
-                manager: number <= options.managers && !options.empty,
+                manager: number <= options.managers,
                 docker_host: unix_url(&node.engine_socket()),
                 mesh_host: unix_url(&node.mesh_socket()),
                 metrics: format!("http://{}:9464/metrics", node.ip()),
@@ -121,7 +124,11 @@ pub(super) fn plan(layout: &Layout, options: &UpOptions) -> Record {
         .collect();
     Record {
         client: ClientRecord { netns: layout.client_netns(), ip: CLIENT_IP },
-        etcd: nodes.iter().filter(|n| n.manager).map(|n| format!("https://{}:2379", n.ip)).collect(),
+        etcd: nodes
+            .iter()
+            .filter(|n| n.manager && !options.empty)
+            .map(|n| format!("https://{}:2379", n.ip))
+            .collect(),
         nodes,
         datapath: options.datapath.as_str().to_owned(),
         empty: options.empty,

@@ -50,7 +50,11 @@ pub(super) fn probe(component: Component, node: &NodeLayout) -> Result<()> {
             }
             Ok(())
         }
-        Component::Control => get_inside(node, 9465, "/readyz").map(drop),
+        Component::Control => match get_inside(node, 9465, "/readyz") {
+            // One that waits for its cluster says so on its socket.
+            Err(_) if get_unix(&node.control_socket(), "/healthz").is_ok() => Ok(()),
+            readiness => readiness.map(drop),
+        },
         Component::Agent => match get_inside(node, 9464, "/readyz") {
             Err(_) if is_alone(node) => Ok(()),
             readiness => readiness.map(drop),

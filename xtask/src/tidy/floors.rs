@@ -16,7 +16,19 @@ const HOUSE: &str = "control/src/";
 
 /// The rooms from the lowest floor up. A room may import from all floors below its own.
 const FLOORS: &[&[&str]] = &[
-    &["ca", "cli", "docker_json", "doors", "own_store", "plan", "pool", "seal", "waiting"],
+    &[
+        "ca",
+        "cli",
+        "docker_json",
+        "doors",
+        "founding",
+        "managed_etcd",
+        "own_store",
+        "plan",
+        "pool",
+        "seal",
+        "waiting",
+    ],
     &["config", "feed", "own_node", "vault"],
     &["logs", "slots"],
     &["context", "planners"],
