@@ -200,8 +200,9 @@ impl ApiError {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::NotAManager | Self::NoSwarm | Self::NotJoined(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NoInit => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotAManager | Self::NoSwarm | Self::NoInit | Self::NotJoined(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Founding { status, .. } => *status,
             Self::Enrolment(error) => status_of(error),
             Self::NetworkOnWorker | Self::TasksNetworks => StatusCode::FORBIDDEN,

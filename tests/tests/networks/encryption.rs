@@ -32,7 +32,7 @@ impl Capture {
     }
 
     fn open() -> Result<Self> {
-        let every = (libc::ETH_P_ALL as u16).to_be();
+        let every = u16::try_from(libc::ETH_P_ALL)?.to_be();
         // SAFETY: no pointers; the descriptor is this function's own.
         let socket = unsafe {
             let number = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, every.into());
@@ -47,7 +47,7 @@ impl Capture {
                 libc::SOL_SOCKET,
                 libc::SO_RCVBUFFORCE,
                 (&raw const room).cast(),
-                size_of_val(&room) as libc::socklen_t,
+                libc::socklen_t::try_from(size_of_val(&room))?,
             );
             libc::if_nametoindex(c"eth0".as_ptr())
         };
@@ -55,10 +55,11 @@ impl Capture {
         // SAFETY: all zeros is a valid address, and it lives as long as the call.
         let bound = unsafe {
             let mut at: libc::sockaddr_ll = std::mem::zeroed();
-            at.sll_family = libc::AF_PACKET as u16;
+            at.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET)?;
             at.sll_protocol = every;
             at.sll_ifindex = i32::try_from(index)?;
-            libc::bind(socket.as_raw_fd(), (&raw const at).cast(), size_of_val(&at) as libc::socklen_t)
+            let room = libc::socklen_t::try_from(size_of_val(&at))?;
+            libc::bind(socket.as_raw_fd(), (&raw const at).cast(), room)
         };
         ensure!(bound == 0, "bind to eth0: {}", io::Error::last_os_error());
         Ok(Self(socket))

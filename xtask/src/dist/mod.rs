@@ -144,11 +144,7 @@ fn write_pages(stage: &Path) -> Result<()> {
     let pages = |name: &str| stage.join("man").join(name);
     for (binary, name) in [("mesh-agent", "agent"), ("mesh-control", "control")] {
         let daemon = Program::new(stage.join(binary)).env("MESH_CONFIG", "/dev/null");
-        daemon
-            .args(["--advertise", "127.0.0.1"].iter().filter(|_| name == "control"))
-            .arg("--write-man-pages")
-            .arg(pages(name))
-            .run()?;
+        daemon.arg("--write-man-pages").arg(pages(name)).run()?;
     }
     Program::new(stage.join("mesh")).arg("man-pages").arg(pages("cli")).run()?;
     for (shell, file) in [("bash", "mesh.bash"), ("zsh", "_mesh"), ("fish", "mesh.fish")] {
