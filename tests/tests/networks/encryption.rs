@@ -33,9 +33,11 @@ impl Capture {
 
     fn open() -> Result<Self> {
         let every = u16::try_from(libc::ETH_P_ALL)?.to_be();
+        // Protocol 0: until it is bound, the socket would get the frames of all devices, those that the
+        // encryption device has yet to encrypt among them.
         // SAFETY: no pointers; the descriptor is this function's own.
         let socket = unsafe {
-            let number = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, every.into());
+            let number = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, 0);
             ensure!(number >= 0, "make a packet socket: {}", io::Error::last_os_error());
             OwnedFd::from_raw_fd(number)
         };
