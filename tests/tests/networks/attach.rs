@@ -139,7 +139,6 @@ fn a_container_is_refused_by_other_networks() -> Result<()> {
 fn docker_compose_joins_an_attachable_network() -> Result<()> {
     let cluster = cluster()?;
     if cluster.record.datapath == "userspace" {
-        // There attachments are refused, which the test of containers shows.
         return Ok(());
     }
     let network = Network::create(&cluster, "composed", &["--attachable"])?;

@@ -33,8 +33,8 @@ impl Capture {
 
     fn open() -> Result<Self> {
         let every = u16::try_from(libc::ETH_P_ALL)?.to_be();
-        // Protocol 0: until it is bound, the socket would get the frames of all devices, those that the
-        // encryption device has yet to encrypt among them.
+        // Protocol 0: until it is bound, the socket would get the frames of all devices, also
+        // those that the encryption device has yet to encrypt.
         // SAFETY: no pointers; the descriptor is this function's own.
         let socket = unsafe {
             let number = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, 0);
