@@ -114,21 +114,29 @@ fn related(outcomes: &[Outcome], relation: &Relation) -> String {
     )
 }
 
-/// Whether the cases of these names have equal costs.
+/// Whether the cases of these names have equal costs. It compares the least of their rounds: what
+/// else runs on the machine only adds to a cost, so the least is nearest to the program's own. The
+/// ratio round by round shows how far single rounds lie from that.
 fn flatness(outcomes: &[Outcome], names: &[&str]) -> String {
-    let ratio = |name: &str| outcomes.iter().find(|o| o.case.name == name).map(|o| o.ratio.median());
-    let first = names.first().and_then(|name| ratio(name));
+    let of = |name: &str| outcomes.iter().find(|o| o.case.name == name);
     let mut text = String::new();
     for name in names.iter().skip(1) {
-        let (Some(first), Some(this)) = (first, ratio(name)) else { continue };
-        let apart = this / first - 1.0;
-        let word = if apart <= TOLERANCE { "flat" } else { "not flat" };
+        let (Some(first), Some(this)) = (names.first().and_then(|name| of(name)), of(name)) else { continue };
+        let apart = this.cost_ns.least() / first.cost_ns.least() - 1.0;
+        let mut paired = Samples::default();
+        for ((cost, _), (other, _)) in this.rounds.iter().zip(&first.rounds) {
+            paired.push(cost / other - 1.0);
+        }
+        let word = if apart.abs() <= TOLERANCE { "flat" } else { "not flat" };
         _ = writeln!(
             text,
-            "- {name}, against {}: {:+.0} % ({word}, ±{:.0} % asked for)",
+            "- {name}, against {}: {:+.0} % ({word}, ±{:.0} % asked for); round by round {:+.0} % ({:+.0} to {:+.0})",
             names[0],
             apart * 100.0,
-            TOLERANCE * 100.0
+            TOLERANCE * 100.0,
+            paired.median() * 100.0,
+            paired.least() * 100.0,
+            paired.most() * 100.0
         );
     }
     text

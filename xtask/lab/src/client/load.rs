@@ -15,6 +15,10 @@ use anyhow::{Result, anyhow};
 use super::http;
 use crate::netns::Netns;
 
+/// How far behind its plan a worker may be and still make up for it. Without this, each slow answer
+/// would lower the rate; without a limit, a long silence would be followed by a flood.
+const CATCHING_UP: Duration = Duration::from_secs(1);
+
 /// Threads that send; each has its share of the rate.
 const WORKERS: u32 = 16;
 
@@ -114,7 +118,8 @@ struct Request {
     deadline: Duration,
 }
 
-/// One worker: sends a request each `pause`, late instead of never if the last one took longer.
+/// One worker: sends a request each `pause`. After an answer that took longer it sends the requests
+/// that are late at once, those of the last [`CATCHING_UP`] at most.
 fn send(
     servers: &[SocketAddrV4],
     offset: usize,
@@ -139,7 +144,7 @@ fn send(
             }
             Err(error) => report.failures.push((at, format!("{server}: {error:#}"))),
         }
-        due = (due + pause).max(Instant::now());
+        due = (due + pause).max(Instant::now().checked_sub(CATCHING_UP).unwrap_or(due));
     }
     report
 }

@@ -113,12 +113,12 @@ fn hold(cluster: &Cluster, args: &VirtualIpsArgs, binaries: &Binaries) -> Result
     let changed = change_everything(cluster, args.replicas, binaries);
     let (mut failed, mut cut) = (Vec::new(), Vec::new());
     for one in traffic {
-        let (node, elapsed) = (one.node.clone(), one.load.elapsed());
-        let (report, seen) = one.stop()?;
+        let node = one.node.clone();
+        let (report, seconds, seen) = one.stop()?;
         println!(
-            "{node}: {} answered in {:.0} s, the slowest after {:.1?}, {} failed; {} downloads whole, {} cut",
+            "{node}: {} answered in {seconds:.0} s ({:.0} a second), the slowest after {:.1?}, {} failed; {} downloads whole, {} cut",
             report.answered(),
-            elapsed.as_secs_f64(),
+            report.answered() as f64 / seconds,
             report.slowest,
             report.failures.len(),
             seen.whole,
@@ -189,9 +189,12 @@ impl Traffic {
         }
     }
 
-    fn stop(self) -> Result<(Report, Seen)> {
+    /// The outcomes of the connections, how many seconds they were opened for, and the outcomes of
+    /// the downloads.
+    fn stop(self) -> Result<(Report, f64, Seen)> {
         let seen = self.downloads.finish()?;
-        Ok((self.load.stop()?, seen))
+        let seconds = self.load.elapsed().as_secs_f64();
+        Ok((self.load.stop()?, seconds, seen))
     }
 }
 
