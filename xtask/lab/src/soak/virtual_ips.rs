@@ -115,10 +115,12 @@ fn hold(cluster: &Cluster, args: &VirtualIpsArgs, binaries: &Binaries) -> Result
     for one in traffic {
         let node = one.node.clone();
         let (report, seconds, seen) = one.stop()?;
+        #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+        let rate = report.answered() as f64 / seconds;
         println!(
             "{node}: {} answered in {seconds:.0} s ({:.0} a second), the slowest after {:.1?}, {} failed; {} downloads whole, {} cut",
             report.answered(),
-            report.answered() as f64 / seconds,
+            rate,
             report.slowest,
             report.failures.len(),
             seen.whole,
