@@ -6,10 +6,10 @@
 //! tasks could not reach a node inside it. It takes the lowest and not the next one, so that the
 //! pool is used densely and routes stay readable.
 //!
-//! It can't see the networks of the hosts. A subnet may overlap with one that a host is attached
-//! to; the agent notices, and makes its node unfit with the reason (`--default-addr-pool` is the
-//! remedy). To ask all nodes before a subnet is given would make each join wait for the slowest
-//! member.
+//! Subnets that hold a network of a host are left out, as far as agents have reported them. A node
+//! that joins reports its host's networks only after it has its subnet: if they overlap, its agent
+//! makes it unfit with the reason (`--default-addr-pool` is the remedy). To ask all nodes before a
+//! subnet is given would make each join wait for the slowest member.
 //!
 //! A removed node's subnet is free at once, although that node may not have noticed its removal
 //! yet. The next owner gets none of its packets: between nodes, packets go to the node's own
@@ -27,6 +27,7 @@ use rand::RngCore;
 
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::plan::{Action, Plan};
+use crate::slots::host_overlap;
 
 /// Gives each node without a subnet the lowest free one.
 pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore) -> Plan {
@@ -46,7 +47,8 @@ pub fn plan(_now: Timestamp, snapshot: &ClusterSnapshot, _ids: &mut dyn RngCore)
     let members: BTreeSet<Ipv4Addr> = snapshot.nodes.values().filter_map(|node| v4(node.address?)).collect();
     let mut free = candidates
         .filter(|candidate| !overlaps(&used, *candidate))
-        .filter(|candidate| members.range(candidate.network()..=candidate.broadcast()).next().is_none());
+        .filter(|candidate| members.range(candidate.network()..=candidate.broadcast()).next().is_none())
+        .filter(|candidate| host_overlap::of_any(snapshot, *candidate).is_none());
     for stored in snapshot.nodes.values().filter(|node| node.subnet.is_none()) {
         let Some(subnet) = free.next() else {
             plan.reasons.push(format!(
@@ -154,5 +156,16 @@ mod tests {
         first.address = Some("10.128.0.5".parse().unwrap());
         world.add_node(&first);
         assert_eq!(given(&world.run(plan)), [("a".to_owned(), "10.128.1.0/24".to_owned())]);
+    }
+    #[test]
+    fn no_subnet_is_given_that_holds_a_network_of_a_host() {
+        let mut world = World::new();
+        world.put_node(&node("a"));
+        let inside: [Ipv4Net; 2] = ["10.128.0.64/26".parse().unwrap(), "10.128.1.0/24".parse().unwrap()];
+        world.put(mesh_state::keys::host_networks(&"a".into()), &inside.to_vec());
+        let mut second = node("b");
+        second.subnet = None;
+        world.put_node(&second);
+        assert_eq!(given(&world.run(plan)), [("b".to_owned(), "10.128.2.0/24".to_owned())]);
     }
 }
