@@ -1,11 +1,14 @@
 //! Wires one manager: what is started, in which order, and how it ends. No decisions.
 //!
-//! Invariants: all sockets are bound before anything else starts; every part is a component of
+//! Invariants: all sockets are bound before anything else starts, except that a locked manager
+//! answers its control socket alone; every part is a component of
 //! [`mesh_runtime`], so one that panics or ends too early ends the process with an error, and its
 //! supervisor restarts it.
 
 mod init_desk;
 mod managed;
+mod unlock;
+mod unlock_desk;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -29,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api;
+use crate::at_rest::FileKeeper;
 use crate::bootstrap::{self, OpenedCluster};
 use crate::config::{Config, Settings};
 use crate::context::{ApiContext, RELAY_KEY, join_tokens};
@@ -105,19 +109,23 @@ struct Served {
 /// # Errors
 /// It can't start, or a component failed.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
-    let config = match settings {
+    let mut config = match settings {
         Settings::External(config) => config,
         Settings::Managed(settings) => return managed::run(settings).await,
     };
     let docker = unix_socket::bind(&config.socket, OWNERS_ALONE)
         .with_context(|| format!("listen on {}", config.socket.display()))?;
-    let listeners = bind_tcp(&config, docker).await?;
     let components = Components::new(config.debug_faults);
     components.spawn("signals", follow_signals(components.stopping().clone()));
     // From here on the sockets answer, if only with the reason why this manager still waits.
     components.spawn("systemd", supervisor::keep_told(async {}, components.stopping().clone()));
-    if serve_cluster(&config, listeners, &components).await?.is_none() {
-        components.stopping().cancel();
+    if let Some(opening) = unlock::opened(&config.data_dir, &docker, components.stopping()).await? {
+        config.unlock = opening.key();
+        let listeners = bind_tcp(&config, docker).await?;
+        if serve_cluster(&config, listeners, &components).await?.is_none() {
+            components.stopping().cancel();
+        }
+        opening.serves();
     }
     let end = components.wait(SHUTDOWN_GRACE).await;
     remove_socket(&config.socket);
@@ -190,6 +198,7 @@ async fn open_cluster(
             pool: config.pool,
             network_pool: config.network_pool,
             new_cluster: config.new_cluster,
+            unlock: config.unlock.clone(),
         };
         match bootstrap::open_cluster(store, &config.data_dir, wanted, Utc::now()).await {
             Ok(opened) => return Ok(opened),
@@ -223,13 +232,15 @@ fn start(
     registry: &Registry,
     parts: &DaemonParts,
 ) -> anyhow::Result<()> {
-    let OpenedCluster { sealer, authority, cluster, .. } = opened;
+    let OpenedCluster { sealer, authority, cluster, lock, .. } = opened;
+    let sealer = Arc::new(sealer);
     let authority = Arc::new(authority);
     let relay_key = sealer.open(RELAY_KEY, &cluster.relay_key)?;
     let doors = Doors::open(registry)?;
     let own_node = OwnNode::load(&config.data_dir)?;
     let (follower, feed) = crate::feed::watch::feed();
     parts.start("the watch on etcd", follower.follow(Arc::clone(&store), parts.shutdown.clone()));
+    let files = FileKeeper::new(&config.data_dir, &feed, Arc::clone(&sealer), lock);
     let context = ApiContext {
         store: Arc::clone(&store),
         feed: feed.clone(),
@@ -237,14 +248,13 @@ fn start(
         own_node,
         advertise: config.advertise,
         node_port: config.advertise_port,
-        sealer: Arc::new(sealer),
+        sealer,
         clocks: Arc::default(),
         logs: Arc::default(),
+        at_rest: files.follows.subscribe(),
         stopping: parts.shutdown.clone(),
     };
-    let tokens =
-        bootstrap::keep_token_files(config.data_dir.clone(), context.clone(), parts.shutdown.clone());
-    parts.start("the join tokens' files", tokens);
+    parts.start("this manager's secret files", files.run(parts.shutdown.clone()));
     start_clocks(&context, registry, parts)?;
     start_leadership(config, &context, own_ports, registry, parts)?;
 

@@ -23,15 +23,14 @@ use mesh_state::spec::Labels;
 use mesh_state::store::{Compare, Op, Store, StoreError, TxnOutcome};
 use rand::Rng as _;
 use thiserror::Error;
-use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use crate::ca::token::JoinTokens;
+use crate::at_rest::{self, AtRestError};
 use crate::ca::{self, Authority, CaError};
-use crate::context::{ApiContext, CA_KEY, MANAGER_TOKEN, RELAY_KEY, TokenError, WORKER_TOKEN, join_tokens};
+use crate::context::{CA_KEY, MANAGER_TOKEN, RELAY_KEY, TokenError, WORKER_TOKEN, join_tokens};
 use crate::pool::{PoolError, WantedNetworkPool, WantedPool};
+use crate::seal::unlock_key::UnlockKey;
 use crate::seal::{SealError, Sealer};
-use mesh_runtime::private_file;
 
 /// Ended tasks kept in each slot, as in Swarm.
 const TASK_HISTORY_LIMIT: u64 = 5;
@@ -92,6 +91,9 @@ pub enum BootstrapError {
     /// The join tokens can't be read.
     #[error("read the join tokens")]
     Token(#[from] TokenError),
+    /// A file of the data directory can't be written.
+    #[error(transparent)]
+    AtRest(#[from] AtRestError),
     /// The data directory can't be used.
     #[error("{operation} {}", path.display())]
     File {
@@ -127,10 +129,12 @@ pub struct OpenedCluster {
     pub cluster: Cluster,
     /// The store's revision at which the record was created.
     pub created: i64,
+    /// The unlock key that opened the key file; `None` if that is in clear.
+    pub lock: Option<UnlockKey>,
 }
 
 /// The settings of a cluster that has to be created.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct BootstrapOptions {
     /// The pool of tasks' addresses.
     pub pool: WantedPool,
@@ -138,11 +142,13 @@ pub struct BootstrapOptions {
     pub network_pool: WantedNetworkPool,
     /// Whether a new cluster may be created though there is the key of another one.
     pub new_cluster: bool,
+    /// The unlock key that opens the key file, if that is wrapped.
+    pub unlock: Option<UnlockKey>,
 }
 
 impl From<WantedPool> for BootstrapOptions {
     fn from(pool: WantedPool) -> Self {
-        Self { pool, network_pool: WantedNetworkPool::default(), new_cluster: false }
+        Self { pool, network_pool: WantedNetworkPool::default(), new_cluster: false, unlock: None }
     }
 }
 
@@ -177,20 +183,20 @@ pub async fn open_cluster(
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
     let wanted = wanted.into();
     let files = Files {
-        key: data_dir.join("key"),
-        fresh_key: data_dir.join("key.new"),
+        key: data_dir.join(at_rest::KEY_FILE),
+        fresh_key: data_dir.join(at_rest::FRESH_KEY_FILE),
         cluster_id: data_dir.join("cluster-id"),
     };
     let Found { sealer, cluster, created } = match store.get(keys::CLUSTER).await? {
         Some(item) => {
             let cluster: Cluster = codec::decode(&item.value)?;
-            let sealer = key_of(&cluster, &files)?;
+            let sealer = key_of(&cluster, &files, wanted.unlock.as_ref())?;
             Found { sealer, cluster, created: item.create_revision }
         }
         None if files.key.exists() && !wanted.new_cluster => {
             return Err(BootstrapError::Missing { key: files.key });
         }
-        None => create_cluster(store, &files, wanted, now).await?,
+        None => create_cluster(store, &files, &wanted, now).await?,
     };
     wanted.pool.check(&cluster)?;
     wanted.network_pool.check(&cluster)?;
@@ -198,52 +204,22 @@ pub async fn open_cluster(
     let ca_key = Zeroizing::new(String::from_utf8_lossy(&ca_key).into_owned());
     let authority = Authority::load(&cluster.ca_certificate_pem, &ca_key)?;
     let tokens = join_tokens(&cluster, &sealer)?;
-    write_private(&files.cluster_id, cluster.id.as_str())?;
-    write_tokens(data_dir, &tokens)?;
-    Ok(OpenedCluster { sealer, authority, cluster, created })
-}
-
-/// Rewrites the join tokens' files in `data_dir` when tokens are rotated, until `shutdown`.
-pub async fn keep_token_files(data_dir: PathBuf, context: ApiContext, shutdown: CancellationToken) {
-    let mut snapshots = context.feed.snapshots.clone();
-    let mut written = None;
-    loop {
-        let revision = snapshots.borrow_and_update().cluster.as_ref().map(|cluster| cluster.mod_revision);
-        if revision.is_some() && revision != written {
-            let tokens = context.join_tokens().map_err(BootstrapError::from);
-            match tokens.and_then(|tokens| write_tokens(&data_dir, &tokens)) {
-                Ok(()) => written = revision,
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "can't rewrite the join tokens' files"
-                    );
-                }
-            }
-        }
-        tokio::select! {
-            changed = snapshots.changed() => if changed.is_err() { return },
-            () = shutdown.cancelled() => return,
-        }
-    }
-}
-
-fn write_tokens(data_dir: &Path, tokens: &JoinTokens) -> Result<(), BootstrapError> {
-    write_private(&data_dir.join("join-token-worker"), &tokens.worker)?;
-    write_private(&data_dir.join("join-token-manager"), &tokens.manager)
+    at_rest::write_private(&files.cluster_id, cluster.id.as_str())?;
+    at_rest::keep_tokens(data_dir, cluster.unlock_key.is_none().then_some(&tokens))?;
+    Ok(OpenedCluster { sealer, authority, cluster, created, lock: wanted.unlock })
 }
 
 /// The sealer with the key of an existing cluster.
-fn key_of(cluster: &Cluster, files: &Files) -> Result<Sealer, BootstrapError> {
+fn key_of(cluster: &Cluster, files: &Files, unlock: Option<&UnlockKey>) -> Result<Sealer, BootstrapError> {
     let known = read_cluster_id(&files.cluster_id)?;
     if let Some(own) = known.filter(|own| *own != cluster.id) {
         return Err(BootstrapError::OtherCluster { own, found: cluster.id.clone() });
     }
-    if let Some(sealer) = Sealer::load(&files.key)? {
+    if let Some(sealer) = Sealer::load(&files.key, unlock)? {
         return Ok(sealer);
     }
     // This manager may have created the cluster without getting etcd's answer.
-    match Sealer::load(&files.fresh_key)? {
+    match Sealer::load(&files.fresh_key, None)? {
         Some(sealer) if sealer.open(CA_KEY, &cluster.ca_key).is_ok() => {
             keep_fresh_key(files)?;
             Ok(sealer)
@@ -270,12 +246,12 @@ fn keep_fresh_key(files: &Files) -> Result<(), BootstrapError> {
 async fn create_cluster(
     store: &dyn Store,
     files: &Files,
-    wanted: BootstrapOptions,
+    wanted: &BootstrapOptions,
     now: Timestamp,
 ) -> Result<Found, BootstrapError> {
-    let (sealer, is_fresh) = match Sealer::load(&files.key)? {
+    let (sealer, is_fresh) = match Sealer::load(&files.key, wanted.unlock.as_ref())? {
         Some(sealer) => (sealer, false),
-        None => match Sealer::load(&files.fresh_key)? {
+        None => match Sealer::load(&files.fresh_key, None)? {
             Some(sealer) => (sealer, true),
             None => (Sealer::create(&files.fresh_key)?, true),
         },
@@ -321,7 +297,11 @@ async fn create_cluster(
     }
 }
 
-fn new_cluster(sealer: &Sealer, wanted: BootstrapOptions, now: Timestamp) -> Result<Cluster, BootstrapError> {
+fn new_cluster(
+    sealer: &Sealer,
+    wanted: &BootstrapOptions,
+    now: Timestamp,
+) -> Result<Cluster, BootstrapError> {
     let mut rng = rand::rng();
     let id = ClusterId::random(&mut rng);
     let authority = ca::create_authority(&id, now)?;
@@ -345,13 +325,8 @@ fn new_cluster(sealer: &Sealer, wanted: BootstrapOptions, now: Timestamp) -> Res
         worker_token,
         manager_token,
         relay_key: sealer.seal(RELAY_KEY, relay_key.as_slice())?,
+        unlock_key: None,
     })
-}
-
-/// Replaces a file that only its owner may read.
-fn write_private(path: &Path, text: &str) -> Result<(), BootstrapError> {
-    let failed = |source| BootstrapError::File { operation: "write", path: path.to_owned(), source };
-    private_file::replace(path, format!("{text}\n").as_bytes()).map_err(failed)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::cli::Cli;
 use crate::founding::Founding;
 use crate::managed_etcd::ManagedEtcd;
 use crate::pool::{PoolError, WantedNetworkPool, WantedPool};
+use crate::seal::unlock_key::UnlockKey;
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Config {
     pub pool: WantedPool,
     /// The pool of networks' subnets.
     pub network_pool: WantedNetworkPool,
+    /// The unlock key that the operator gave, if this manager's key file was wrapped.
+    pub unlock: Option<UnlockKey>,
     /// Whether clients can make components panic.
     pub debug_faults: bool,
 }
@@ -58,6 +61,8 @@ pub struct ManagedSettings {
     pub data_dir: PathBuf,
     /// The Docker API's socket.
     pub socket: PathBuf,
+    /// The unlock key that the operator gave, if this manager's key file was wrapped.
+    pub unlock: Option<UnlockKey>,
     /// Whether clients can make components panic.
     pub debug_faults: bool,
     etcd_program: PathBuf,
@@ -89,12 +94,19 @@ impl ManagedSettings {
             name: name_of(cli.name.or(hostname))?,
             data_dir: cli.data_dir,
             socket: cli.socket,
+            unlock: None,
             debug_faults: cli.debug_faults,
             etcd_program: cli.etcd_program,
             metrics_listen: cli.metrics_listen,
             pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
             new_cluster: cli.new_cluster,
         })
+    }
+
+    /// The same with the unlock key that the operator gave.
+    #[must_use]
+    pub fn unlocked_with(&self, unlock: Option<UnlockKey>) -> Self {
+        Self { unlock, ..self.clone() }
     }
 
     /// The directory of the etcd.
@@ -133,6 +145,7 @@ impl ManagedSettings {
             metrics_listen: self.metrics_listen.unwrap_or_else(|| SocketAddr::new(advertise, METRICS_PORT)),
             pool: self.pool,
             network_pool: WantedNetworkPool::new(founding.network_pool, founding.network_prefix)?,
+            unlock: self.unlock.clone(),
             debug_faults: self.debug_faults,
         })
     }
@@ -216,6 +229,7 @@ impl Config {
             metrics_listen: cli.metrics_listen.unwrap_or_else(|| SocketAddr::new(advertise, METRICS_PORT)),
             pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
             network_pool: WantedNetworkPool::new(cli.network_addr_pool, cli.network_addr_pool_mask_length)?,
+            unlock: None,
             debug_faults: cli.debug_faults,
         })
     }

@@ -11,6 +11,7 @@ use mesh_state::store::Store;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::MEMBER_LIFE;
@@ -20,6 +21,7 @@ use crate::feed::snapshot::ClusterSnapshot;
 use crate::feed::watch::{Feed, RevisionTimeout};
 use crate::logs::broker::LogBroker;
 use crate::own_node::OwnNode;
+use crate::seal::unlock_key::UnlockKey;
 use crate::seal::{SealError, Sealer};
 
 /// The purpose that worker token secrets are sealed for.
@@ -30,6 +32,8 @@ pub const MANAGER_TOKEN: &str = "manager token";
 pub const CA_KEY: &str = "CA key";
 /// The purpose that the relay key is sealed for.
 pub const RELAY_KEY: &str = "relay key";
+/// The purpose that the key that locks managers is sealed for.
+pub const UNLOCK_KEY: &str = "unlock key";
 
 /// The purpose that registry credentials are sealed for.
 pub const REGISTRY_AUTH: &str = "registry credentials";
@@ -55,6 +59,9 @@ pub struct ApiContext {
     pub clocks: Arc<Clocks>,
     /// The requests for nodes' logs.
     pub logs: Arc<LogBroker>,
+    /// The revision of the cluster's record that this manager's files follow: its key file, which
+    /// autolock wraps, and its token files.
+    pub at_rest: watch::Receiver<i64>,
     /// Cancelled when the manager stops: endless responses end then.
     pub stopping: CancellationToken,
 }
@@ -135,4 +142,15 @@ pub fn join_tokens(cluster: &Cluster, sealer: &Sealer) -> Result<JoinTokens, Tok
         &secret(WORKER_TOKEN, &cluster.worker_token)?,
         &secret(MANAGER_TOKEN, &cluster.manager_token)?,
     ))
+}
+
+/// The key that locks a cluster's managers; `None` without autolock.
+///
+/// # Errors
+/// [`SealError::Open`] if this manager's key is not the cluster's, or the record is damaged.
+pub fn unlock_key(cluster: &Cluster, sealer: &Sealer) -> Result<Option<UnlockKey>, SealError> {
+    let Some(stored) = &cluster.unlock_key else { return Ok(None) };
+    let opened = sealer.open(UNLOCK_KEY, stored)?;
+    let damaged = || SealError::Open { purpose: UNLOCK_KEY.to_owned() };
+    UnlockKey::from_bytes(&opened).ok_or_else(damaged).map(Some)
 }

@@ -197,6 +197,7 @@ pub(crate) fn cluster() -> Cluster {
         worker_token: sealed.clone(),
         manager_token: sealed.clone(),
         relay_key: sealed,
+        unlock_key: None,
     }
 }
 

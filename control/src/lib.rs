@@ -19,6 +19,7 @@ pub mod slots;
 
 pub mod leader;
 
+pub mod at_rest;
 pub mod bootstrap;
 pub mod ca;
 pub mod seal;

@@ -54,6 +54,7 @@ use tower::Layer as _;
 use crate::context::ApiContext;
 use crate::metrics::api::ApiMetrics;
 use error::ApiError;
+pub(crate) use version::unversioned;
 
 /// Docker's API, for paths with and without the version.
 pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {

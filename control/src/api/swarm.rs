@@ -5,20 +5,28 @@
 //!
 //! Left to others: joining (agents join with a token) and leaving (a node is removed on a manager).
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use chrono::Utc;
 use mesh_state::ids;
 use serde_json::{Value, json};
+use tokio::time::timeout;
+use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::body::{Params, read_json};
 use super::error::ApiError;
-use super::swarm_spec::{Rotation, SwarmSpec, change};
+use super::swarm_spec::{Rotation, SwarmSpec, change, needs_unlock_key};
 use super::{access, dto};
-use crate::context::{ApiContext, MANAGER_TOKEN, WORKER_TOKEN};
+use crate::context::{self, ApiContext, MANAGER_TOKEN, UNLOCK_KEY, WORKER_TOKEN};
 use crate::docker_json::shapes;
+use crate::seal::unlock_key::UnlockKey;
+
+/// How long an update waits for this manager's key file to follow it.
+const AT_REST_MAX: Duration = Duration::from_secs(3);
 
 /// `GET /swarm`
 pub(crate) async fn inspect(State(context): State<ApiContext>) -> Result<Json<dto::SwarmObject>, ApiError> {
@@ -50,16 +58,34 @@ pub(crate) async fn update(
         let rotation = Rotation {
             worker: params.flag("rotateWorkerToken").then(|| fresh(WORKER_TOKEN)).transpose()?,
             manager: params.flag("rotateManagerToken").then(|| fresh(MANAGER_TOKEN)).transpose()?,
+            unlock: needs_unlock_key(&spec, current, params.flag("rotateManagerUnlockKey"))
+                .then(|| context.sealer.seal(UNLOCK_KEY, UnlockKey::random().bytes().as_slice()))
+                .transpose()?,
         };
         change(Utc::now(), current, version, &spec, rotation)
     })
     .await?;
+    until_at_rest(&context).await;
     Ok(StatusCode::OK)
 }
 
-/// `GET /swarm/unlockkey`: mesh doesn't lock managers, so there is no key.
-pub(crate) async fn unlock_key() -> Json<Value> {
-    Json(json!({ "UnlockKey": "" }))
+/// `GET /swarm/unlockkey`: the key that a restarted manager waits for; empty without autolock.
+pub(crate) async fn unlock_key(State(context): State<ApiContext>) -> Result<Json<Value>, ApiError> {
+    let snapshot = access::current(&context).await?;
+    let cluster = snapshot.cluster.as_ref().ok_or(ApiError::NoCluster)?;
+    let key = context::unlock_key(cluster, &context.sealer)?;
+    Ok(Json(json!({ "UnlockKey": key.map(|key| key.text().to_string()).unwrap_or_default() })))
+}
+
+/// Waits until this manager's key file has the form that an update demands. A file that can't be
+/// written is tried again; its reason is in the log.
+async fn until_at_rest(context: &ApiContext) {
+    let mut follows = context.at_rest.clone();
+    let revision = context.snapshot().cluster.as_ref().map_or(0, |cluster| cluster.mod_revision);
+    let waited = timeout(AT_REST_MAX, follows.wait_for(|follows| *follows >= revision)).await;
+    if !matches!(waited, Ok(Ok(_))) {
+        warn!("this manager's key file does not follow the change of autolock yet");
+    }
 }
 
 /// `POST /swarm/init`, `join`, `leave`, `unlock`: refused. This node is a member already, and stays

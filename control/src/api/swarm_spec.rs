@@ -101,16 +101,25 @@ struct TaskDefaults {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct EncryptionConfig {
-    auto_lock_managers: bool,
+    auto_lock_managers: Option<bool>,
 }
 
-/// Fresh token secrets, sealed.
+/// Fresh secrets, sealed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rotation {
     /// The worker's secret, if it is rotated.
     pub(crate) worker: Option<Sealed>,
     /// The manager's secret, if it is rotated.
     pub(crate) manager: Option<Sealed>,
+    /// The key that locks managers, if it is new ([`needs_unlock_key`]).
+    pub(crate) unlock: Option<Sealed>,
+}
+
+/// Whether an update needs a new key that locks managers: autolock begins, or its key is rotated.
+/// Without autolock there is nothing to rotate, as in Swarm.
+pub(crate) fn needs_unlock_key(spec: &SwarmSpec, current: &Cluster, rotates: bool) -> bool {
+    let locks = spec.encryption_config.auto_lock_managers.unwrap_or(current.unlock_key.is_some());
+    locks && (rotates || current.unlock_key.is_none())
 }
 
 /// The cluster's record after an update by a client that read it at `version`.
@@ -143,6 +152,10 @@ pub(crate) fn change(
     }
     cluster.worker_token = rotation.worker.unwrap_or(cluster.worker_token);
     cluster.manager_token = rotation.manager.unwrap_or(cluster.manager_token);
+    cluster.unlock_key = match spec.encryption_config.auto_lock_managers {
+        Some(false) => None,
+        Some(true) | None => rotation.unlock.or(cluster.unlock_key),
+    };
     cluster.updated_at = Some(now);
     Ok(Transaction {
         compares: vec![Compare::ModRevision(keys::CLUSTER.to_owned(), version)],
@@ -198,10 +211,6 @@ fn refuse_what_is_not_served(spec: &SwarmSpec) -> Result<(), ApiError> {
             "rotating the CA is not supported by mesh yet: the cluster keeps the CA that it was made with",
         ),
         (
-            spec.encryption_config.auto_lock_managers,
-            "autolock is not supported by mesh yet: what is stored is sealed with the key file of the managers, so protect that",
-        ),
-        (
             spec.task_defaults.log_driver.as_ref().is_some_and(|driver| !driver.is_null()),
             "a default log driver is not supported by mesh yet: set it with --log-driver, or in each engine's daemon.json",
         ),
@@ -238,7 +247,7 @@ mod tests {
             "CAConfig": {"NodeCertExpiry": 7_200_000_000_000_u64}, "Raft": {"SnapshotInterval": 10_000, "ElectionTick": 10, "HeartbeatTick": 0},
         });
         let fresh = Sealed("fresh".to_owned());
-        let rotation = Rotation { worker: Some(fresh.clone()), manager: None };
+        let rotation = Rotation { worker: Some(fresh.clone()), ..Rotation::default() };
         let cluster = changed(&world, &spec, rotation).unwrap();
         assert_eq!((cluster.task_history_limit, cluster.heartbeat_period_ns), (2, 10_000_000_000));
         assert_eq!(cluster.node_cert_expiry_ns, 7_200_000_000_000, "two hours");
@@ -277,11 +286,34 @@ mod tests {
             (json!({"CAConfig": {"NodeCertExpiry": i64::MAX}}), "87600h"),
             (json!({"CAConfig": {"ForceRotate": 1}}), "rotating the CA"),
             (json!({"CAConfig": {"ExternalCAs": [{"URL": "https://ca"}]}}), "external CAs"),
-            (json!({"EncryptionConfig": {"AutoLockManagers": true}}), "autolock"),
             (json!({"TaskDefaults": {"LogDriver": {"Name": "syslog"}}}), "default log driver"),
         ] {
             let error = changed(&world, &spec, Rotation::default()).unwrap_err();
             assert!(error.contains(expected), "expected {expected:?} for {spec}, saw {error:?}");
+        }
+    }
+
+    #[test]
+    fn autolock_has_a_key_from_when_it_is_on_until_it_is_off() {
+        let mut world = World::with_nodes([]);
+        let key = |name: &str| Some(Sealed(name.to_owned()));
+        for (asked, rotates, offered, expected) in [
+            (json!({}), true, None, None),
+            (json!({"AutoLockManagers": false}), false, None, None),
+            (json!({"AutoLockManagers": true}), false, key("first"), key("first")),
+            (json!({"AutoLockManagers": true}), false, None, key("first")),
+            (json!({}), false, None, key("first")),
+            (json!({"AutoLockManagers": true}), true, key("second"), key("second")),
+            (json!({"AutoLockManagers": false}), true, None, None),
+        ] {
+            let spec = json!({"EncryptionConfig": asked});
+            let current = world.snapshot.cluster.as_ref().unwrap();
+            let read: SwarmSpec = serde_json::from_value(spec.clone()).unwrap();
+            assert_eq!(needs_unlock_key(&read, current, rotates), offered.is_some(), "a key for {spec}");
+            let rotation = Rotation { unlock: offered, ..Rotation::default() };
+            let cluster = changed(&world, &spec, rotation).unwrap();
+            assert_eq!(cluster.unlock_key, expected, "after {spec}");
+            world.put_cluster(&cluster);
         }
     }
 

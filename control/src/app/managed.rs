@@ -15,7 +15,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{OWNERS_ALONE, SHUTDOWN_GRACE, Served, bind_tcp, init_desk, remove_socket, serve_cluster};
+use super::{
+    OWNERS_ALONE, SHUTDOWN_GRACE, Served, bind_tcp, init_desk, remove_socket, serve_cluster, unlock,
+};
 use crate::config::{Config, ManagedSettings};
 use crate::founding::{self, Founding};
 use crate::managed_etcd::{self, ManagedEtcd};
@@ -47,9 +49,14 @@ async fn live(
     components: &Components,
 ) -> anyhow::Result<()> {
     let stop = components.stopping();
+    let Some(opening) = unlock::opened(&settings.data_dir, &share(socket)?, stop).await? else {
+        return Ok(());
+    };
+    let settings = &settings.unlocked_with(opening.key());
     loop {
         if let Some(founding) = Founding::load(&settings.data_dir)? {
             let begun = begin(settings, &founding, socket, components, None).await?;
+            opening.serves();
             return go_on(begun, stop).await;
         }
         supervisor::tell_status("waits for docker swarm init");

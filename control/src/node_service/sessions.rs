@@ -305,6 +305,7 @@ mod tests {
             sealer: Arc::new(Sealer::new(&Zeroizing::new([7; 32]))),
             clocks: Arc::default(),
             logs: Arc::default(),
+            at_rest: watch::channel(i64::MAX).1,
             stopping: CancellationToken::new(),
         };
         let refusals = Refusals::register(&prometheus::Registry::new()).unwrap();

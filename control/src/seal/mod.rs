@@ -7,10 +7,10 @@
 //!
 //! Left to others: what is sealed, and carrying the key file to further managers.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+pub mod key_file;
+pub mod unlock_key;
+
+use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -34,7 +34,7 @@ pub enum SealError {
     /// The key file can't be read or written.
     #[error("{operation} the key file {}", path.display())]
     KeyFile {
-        /// The operation that failed: read or create.
+        /// The operation that failed: read, create or replace.
         operation: &'static str,
         /// The key file of the managers.
         path: PathBuf,
@@ -49,6 +49,12 @@ pub enum SealError {
         path: PathBuf,
         /// The length of the file in bytes.
         found: usize,
+    },
+    /// The key file is wrapped, and no unlock key, or another one, was given.
+    #[error("the key file {} is wrapped with another unlock key", path.display())]
+    Locked {
+        /// The key file of the managers.
+        path: PathBuf,
     },
     /// The bytes are too long to be sealed.
     #[error("seal {purpose}")]
@@ -82,43 +88,6 @@ impl Sealer {
     /// A sealer with this key.
     pub fn new(key: &Zeroizing<[u8; KEY_BYTES]>) -> Self {
         Self { cipher: XChaCha20Poly1305::new(&Key::from(**key)), key: key.clone() }
-    }
-
-    /// The sealer with the key file at `path`; `None` if there is no file.
-    ///
-    /// # Errors
-    /// [`SealError::KeyFile`] and [`SealError::KeyLength`].
-    pub fn load(path: &Path) -> Result<Option<Self>, SealError> {
-        let failed = |source| SealError::KeyFile { operation: "read", path: path.to_owned(), source };
-        let mut file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_BYTES));
-        file.read_to_end(&mut bytes).map_err(failed)?;
-        let key = <[u8; KEY_BYTES]>::try_from(bytes.as_slice())
-            .map_err(|_| SealError::KeyLength { path: path.to_owned(), found: bytes.len() })?;
-        if let Ok(metadata) = file.metadata()
-            && metadata.permissions().mode() & 0o077 != 0
-        {
-            tracing::warn!(path = %path.display(), "others may read the key file: chmod it to 0600");
-        }
-        Ok(Some(Self::new(&Zeroizing::new(key))))
-    }
-
-    /// Makes a key and writes it to `path`, which must not exist, readable by its owner alone.
-    ///
-    /// # Errors
-    /// [`SealError::KeyFile`].
-    pub fn create(path: &Path) -> Result<Self, SealError> {
-        let failed = |source| SealError::KeyFile { operation: "create", path: path.to_owned(), source };
-        let mut key = Zeroizing::new([0; KEY_BYTES]);
-        rand::rng().fill_bytes(key.as_mut_slice());
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-        file.write_all(key.as_slice()).and_then(|()| file.sync_all()).map_err(failed)?;
-        Ok(Self::new(&key))
     }
 
     /// Seals `plaintext`; it opens for the same `purpose` only.
@@ -219,20 +188,5 @@ mod tests {
             let opened = sealer(1).open("token", &Sealed(bad.clone()));
             assert!(matches!(opened, Err(SealError::Open { .. })), "{bad} was opened");
         }
-    }
-
-    #[test]
-    fn a_key_file_is_private_and_made_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("key");
-        assert!(Sealer::load(&path).unwrap().is_none(), "no file, no sealer");
-        let sealed = Sealer::create(&path).unwrap().seal("token", b"abc").unwrap();
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode, 0o600, "the key file's mode");
-        let loaded = Sealer::load(&path).unwrap().unwrap();
-        assert_eq!(loaded.open("token", &sealed).unwrap().as_slice(), b"abc");
-        assert!(matches!(Sealer::create(&path), Err(SealError::KeyFile { .. })), "a key was overwritten");
-        std::fs::write(&path, b"short").unwrap();
-        assert!(matches!(Sealer::load(&path), Err(SealError::KeyLength { found: 5, .. })));
     }
 }

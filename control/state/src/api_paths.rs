@@ -12,3 +12,7 @@ pub const NO_CLUSTER_HEADER: &str = "mesh-no-cluster";
 /// The path of the call that makes a cluster on a manager that waits for one. Clients of the
 /// agent's socket can't make it.
 pub const INIT_PATH: &str = "/mesh/init";
+
+/// The state of a node whose manager waits for `docker swarm unlock`: in `LocalNodeState` of
+/// `/info`, and in the header `swarm` of `/_ping`.
+pub const LOCKED: &str = "locked";

@@ -81,6 +81,9 @@ pub struct Cluster {
     pub manager_token: Sealed,
     /// The key that authenticates relay preambles between members, sealed.
     pub relay_key: Sealed,
+    /// The key with which managers wrap their key files, sealed; `None` without autolock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlock_key: Option<Sealed>,
 }
 
 /// A manager: in `/managers/{name}` while it is alive, and in `/leader` while it leads, bound to

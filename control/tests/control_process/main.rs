@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what can't be set up fails the test")]
 
 mod admission;
+mod autolock;
 mod delivery;
 mod emptied;
 mod leaving;

@@ -58,7 +58,7 @@ async fn a_member_renews_its_certificate_and_an_expired_one_for_a_while() {
     let store = etcd.store().await.unwrap();
     let item = store.get(keys::CLUSTER).await.unwrap().unwrap();
     let cluster: Cluster = codec::decode(&item.value).unwrap();
-    let sealer = Sealer::load(&manager.data().join("key")).unwrap().unwrap();
+    let sealer = Sealer::load(&manager.data().join("key"), None).unwrap().unwrap();
     let ca_key = sealer.open(CA_KEY, &cluster.ca_key).unwrap();
     let authority =
         Authority::load(&cluster.ca_certificate_pem, std::str::from_utf8(&ca_key).unwrap()).unwrap();

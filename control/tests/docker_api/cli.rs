@@ -287,7 +287,8 @@ async fn refusals_are_shown_with_their_reason() {
         ("node rm --force node-1", "must be demoted to worker before removal"),
         ("swarm init", "This node is already part of a swarm."),
         ("swarm leave", "You are attempting to leave the swarm"),
-        ("swarm update --autolock", "autolock is not supported by mesh yet"),
+        ("swarm unlock-key", "no unlock key is set"),
+        ("swarm unlock-key --rotate", "cannot rotate because autolock is not turned on"),
         ("swarm ca --rotate --detach", "rotating the CA is not supported by mesh yet"),
         ("secret inspect x", "secret x not found"),
     ] {

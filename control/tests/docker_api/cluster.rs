@@ -97,6 +97,7 @@ impl Cluster {
             sealer: Arc::new(opened.sealer),
             clocks: Arc::default(),
             logs: Arc::default(),
+            at_rest: tokio::sync::watch::channel(i64::MAX).1,
             stopping: shutdown.clone(),
         };
         let registry = Registry::new();

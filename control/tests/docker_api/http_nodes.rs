@@ -236,8 +236,8 @@ async fn the_swarm_accepts_the_changes_that_mesh_supports() {
     assert_eq!(after["Spec"]["Orchestration"]["TaskHistoryRetentionLimit"], 2);
     assert_ne!(after["JoinTokens"]["Worker"], before["JoinTokens"]["Worker"]);
     assert_eq!(after["JoinTokens"]["Manager"], before["JoinTokens"]["Manager"]);
-    let locked = update(&|spec| spec["EncryptionConfig"]["AutoLockManagers"] = json!(true), "").await;
-    assert_eq!(locked.status, 501, "{}", locked.body);
+    let refused = update(&|spec| spec["Raft"]["SnapshotInterval"] = json!(7), "").await;
+    assert_eq!(refused.status, 501, "{}", refused.body);
     let stale = cluster.post("/swarm/update?version=1", &json!({})).await;
     assert_eq!(stale.refusal(), (500, "rpc error: code = Unknown desc = update out of sequence"));
     for (path, status, message) in [
@@ -252,5 +252,29 @@ async fn the_swarm_accepts_the_changes_that_mesh_supports() {
         let (seen, text) = answer.refusal();
         assert!(seen == status && text.starts_with(message), "{path} was answered {seen}: {text}");
     }
+}
+
+#[tokio::test]
+async fn every_manager_shows_the_unlock_key_of_a_cluster_with_autolock() {
+    let cluster = Cluster::start().await;
+    let update = async |locks: bool, rotate: &str| {
+        let mut swarm = cluster.get("/swarm").await.body;
+        swarm["Spec"]["EncryptionConfig"]["AutoLockManagers"] = json!(locks);
+        let path = format!("/swarm/update?version={}{rotate}", swarm["Version"]["Index"]);
+        let answer = cluster.post(&path, &swarm["Spec"]).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_eq!(
+            cluster.get("/info").await.body["Swarm"]["Cluster"]["Spec"]["EncryptionConfig"]["AutoLockManagers"],
+            locks
+        );
+        cluster.get("/swarm/unlockkey").await.body["UnlockKey"].as_str().unwrap().to_owned()
+    };
     assert_eq!(cluster.get("/swarm/unlockkey").await.body, json!({"UnlockKey": ""}));
+    assert_eq!(update(false, "&rotateManagerUnlockKey=true").await, "", "nothing to rotate");
+    let first = update(true, "").await;
+    assert!(first.starts_with("SWMKEY-1-") && first.len() == 52, "the key is {first}");
+    assert_eq!(update(true, "").await, first, "an update that changes nothing");
+    let second = update(true, "&rotateManagerUnlockKey=true").await;
+    assert_ne!(second, first);
+    assert_eq!(update(false, "").await, "");
 }

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Request, Response, StatusCode, Uri};
+use mesh_state::api_paths::LOCKED;
 use serde_json::{Value, json};
 use tracing::debug;
 
@@ -103,6 +104,7 @@ impl Composer {
         let engine = self.engine.call_within(PING_TIMEOUT, bodyless(request));
         let (engine, control) = tokio::join!(engine, control);
         let place = match self.enrolment().state() {
+            LocalState::Active if control.as_ref().is_ok_and(is_locked) => LOCKED,
             LocalState::Active if control.is_ok() => "active/manager",
             LocalState::Active => "active/worker",
             outside => outside.as_str(),
@@ -247,6 +249,11 @@ pub(super) fn replaced(mut head: hyper::http::response::Parts, value: &Value) ->
     head.headers.remove(CONTENT_LENGTH);
     head.headers.remove(TRANSFER_ENCODING);
     Response::from_parts(head, full(format!("{value}\n")))
+}
+
+/// Whether a manager's answer says that it waits for `docker swarm unlock`.
+fn is_locked<B>(answer: &Response<B>) -> bool {
+    answer.headers().get(SWARM).is_some_and(|place| place.as_bytes() == LOCKED.as_bytes())
 }
 
 /// `1.41` as (1, 41): versions are compared as numbers.

@@ -53,11 +53,6 @@ pub enum EnrolmentError {
         "--force-new-cluster is not served by mesh: restore a backup of etcd, see https://etcd.io/docs/latest/op-guide/recovery/"
     )]
     NoForce,
-    /// `--autolock`, which mesh does not serve.
-    #[error(
-        "autolock is not served by mesh: leave --autolock out, and encrypt the disk of the data directory"
-    )]
-    NoAutolock,
     /// A port that the data path can't have.
     #[error("Datapath port number is not in valid range (1024-49151) : {0}")]
     BadDataPathPort(u32),
@@ -143,7 +138,6 @@ impl EnrolmentError {
                 | Self::Address(_)
                 | Self::BadAvailability(_)
                 | Self::NoForce
-                | Self::NoAutolock
                 | Self::BadDataPathPort(_)
                 | Self::OtherTunnelPort { .. }
                 | Self::BadPool(_)

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::address::{self, Asked, SystemAddress};
 use super::error::EnrolmentError;
@@ -61,9 +61,6 @@ impl InitOrder {
         if body.force_new_cluster == Some(true) {
             return Err(EnrolmentError::NoForce);
         }
-        if body.auto_lock_managers == Some(true) {
-            return Err(EnrolmentError::NoAutolock);
-        }
         check_port(body.data_path_port.unwrap_or(0), tunnel_port)?;
         let availability = body.availability.unwrap_or_default();
         if !["", "active", "pause", "drain"].contains(&availability.as_str()) {
@@ -87,7 +84,11 @@ impl InitOrder {
         if spec.get("Name").and_then(Value::as_str).is_some_and(|name| !["", "default"].contains(&name)) {
             return Err(EnrolmentError::BadSpecName);
         }
-        Ok(Self { founding, availability, address: addresses.data_path, spec: said(spec) })
+        let mut spec = said(spec);
+        if body.auto_lock_managers == Some(true) {
+            spec.insert("EncryptionConfig".to_owned(), json!({ "AutoLockManagers": true }));
+        }
+        Ok(Self { founding, availability, address: addresses.data_path, spec })
     }
 
     /// How this node joins the cluster that its manager has made.
@@ -176,10 +177,20 @@ mod tests {
     }
 
     #[test]
+    fn autolock_is_a_part_of_the_spec() {
+        for json in [
+            r#"{"AutoLockManagers":true}"#,
+            r#"{"AutoLockManagers":true,"Spec":{"EncryptionConfig":{"AutoLockManagers":true}}}"#,
+        ] {
+            let spec = Value::Object(order(json).expect("a good order").spec);
+            assert_eq!(spec, json!({"EncryptionConfig": {"AutoLockManagers": true}}), "{json}");
+        }
+    }
+
+    #[test]
     fn what_mesh_can_not_do_is_refused_before_anything_is_made() {
         for (json, expected) in [
             (r#"{"ForceNewCluster":true}"#, "--force-new-cluster is not served by mesh"),
-            (r#"{"AutoLockManagers":true}"#, "autolock is not served by mesh"),
             (r#"{"DataPathPort":80}"#, "Datapath port number is not in valid range (1024-49151) : 80"),
             (r#"{"DataPathPort":5000}"#, "the tunnel of this node's agent has port 4799"),
             (r#"{"DefaultAddrPool":["10.0.0.0/8","10.1.0.0/16"]}"#, "mesh takes one pool"),

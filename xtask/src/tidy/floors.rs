@@ -32,6 +32,7 @@ const FLOORS: &[&[&str]] = &[
     &["config", "feed", "own_node", "vault"],
     &["logs", "slots"],
     &["context", "planners"],
+    &["at_rest"],
     &["bootstrap", "leader", "node_service"],
     &["metrics"],
     &["api"],

@@ -140,7 +140,7 @@ impl Cluster {
                 dispatcher: Dispatcher { heartbeat_period: stored.heartbeat_period_ns },
                 ca_config: CaConfig { node_cert_expiry: stored.node_cert_expiry_ns },
                 task_defaults: TaskDefaults {},
-                encryption_config: EncryptionConfig { auto_lock_managers: false },
+                encryption_config: EncryptionConfig { auto_lock_managers: stored.unlock_key.is_some() },
             },
             tls_info: TlsInfo::of_ca(&stored.ca_certificate_pem),
             root_rotation_in_progress: false,

@@ -1,0 +1,169 @@
+//! Answers the control socket while this manager is locked, and takes the call that unlocks it.
+//!
+//! Invariants: only the socket's owner, root, can call; everything but `_ping`, `info` and `unlock`
+//! is refused in Swarm's words; the client with the right key is answered once the manager serves.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use mesh_state::api_paths::LOCKED;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, warn};
+use zeroize::Zeroizing;
+
+use crate::api::unversioned;
+use crate::seal::key_file::WrappedKey;
+use crate::seal::unlock_key::UnlockKey;
+
+/// Swarm's refusal of a call to a locked manager.
+const REFUSAL: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it.";
+/// Swarm's refusal to leave while it is locked.
+const LEAVE_REFUSAL: &str =
+    "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.";
+/// Swarm's refusal of a key.
+const WRONG_KEY: &str = "swarm could not be unlocked: invalid key provided";
+/// The most bytes of the call's body.
+const BODY_BYTES_MAX: usize = 4 << 10;
+/// How long the client with the right key waits for the manager to serve, as in Swarm.
+const SERVING_LIMIT: Duration = Duration::from_secs(20);
+/// The rest of a connection's life.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
+/// The pause after a failed `accept`.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The right key came.
+pub(super) struct Unlocked {
+    /// The unlock key that opened the key file.
+    pub(super) key: UnlockKey,
+    /// Whom to tell that the manager serves.
+    pub(super) client: oneshot::Sender<()>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct UnlockBody {
+    #[serde(default)]
+    unlock_key: String,
+}
+
+/// What a locked manager answers with.
+struct Desk {
+    wrapped: Arc<WrappedKey>,
+    /// The id of this manager's node; empty if it isn't known.
+    node: String,
+    unlocks: mpsc::Sender<Unlocked>,
+}
+
+/// Serves `listener` until a client gives the key that opens `wrapped`.
+pub(super) async fn wait(listener: &UnixListener, wrapped: Arc<WrappedKey>, node: String) -> Unlocked {
+    let (unlocks, mut unlocked) = mpsc::channel(1);
+    let desk = Arc::new(Desk { wrapped, node, unlocks });
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(tokio::spawn(serve(stream, Arc::clone(&desk)))),
+                Err(error) => {
+                    debug!(error = mesh_runtime::error_chain(&error), "can't accept a client");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(unlocked) = unlocked.recv() => return unlocked,
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, desk: Arc<Desk>) {
+    let service = service_fn(move |request| {
+        let desk = Arc::clone(&desk);
+        async move { Ok::<_, Infallible>(desk.answer(request).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_DEADLINE, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(error = mesh_runtime::error_chain(&error), "can't answer a client"),
+        Err(_) => debug!("a client of the control socket takes too long"),
+    }
+}
+
+impl Desk {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let force = request.uri().query().unwrap_or_default().split('&').any(|part| part == "force=1");
+        match (request.method(), unversioned(request.uri().path())) {
+            (_, "/healthz") => response(StatusCode::OK, &json!("locked: waits for docker swarm unlock")),
+            (&Method::GET | &Method::HEAD, "/_ping") => response(StatusCode::OK, &json!("OK")),
+            (&Method::GET, "/info") => response(StatusCode::OK, &self.info()),
+            (&Method::POST, "/swarm/unlock") => self.unlock(request).await,
+            (&Method::POST, "/swarm/leave") if force => refusal(
+                StatusCode::NOT_IMPLEMENTED,
+                "a locked manager can't leave: unlock it first, or purge mesh-control on this node and remove the node on \
+                 another manager",
+            ),
+            (&Method::POST, "/swarm/leave") => refusal(StatusCode::SERVICE_UNAVAILABLE, LEAVE_REFUSAL),
+            _ => refusal(StatusCode::SERVICE_UNAVAILABLE, REFUSAL),
+        }
+    }
+
+    fn info(&self) -> Value {
+        let swarm = json!({
+            "NodeID": self.node, "NodeAddr": "", "LocalNodeState": LOCKED, "ControlAvailable": false,
+            "Error": REFUSAL, "RemoteManagers": null,
+        });
+        json!({ "Swarm": swarm })
+    }
+
+    /// Takes the key, and answers once the manager serves, or after Swarm's limit.
+    async fn unlock(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let body = match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
+            Ok(body) => serde_json::from_slice::<UnlockBody>(&body.to_bytes()),
+            Err(error) => return refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+        // The parser's error could repeat a part of the key.
+        let Ok(body) = body else {
+            return refusal(StatusCode::BAD_REQUEST, "the body is no JSON object with an UnlockKey");
+        };
+        let key = match Zeroizing::new(body.unlock_key).parse::<UnlockKey>() {
+            Ok(key) => key,
+            Err(error) => return refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+        if self.wrapped.open(&key).is_none() {
+            warn!("a client gave a wrong unlock key");
+            return refusal(StatusCode::UNAUTHORIZED, WRONG_KEY);
+        }
+        let (client, serving) = oneshot::channel();
+        if self.unlocks.try_send(Unlocked { key, client }).is_err() {
+            return refusal(StatusCode::CONFLICT, "swarm is not locked");
+        }
+        match tokio::time::timeout(SERVING_LIMIT, serving).await {
+            Ok(Err(_)) => refusal(StatusCode::INTERNAL_SERVER_ERROR, "swarm component could not be started"),
+            // As in Swarm, a manager that waits for its cluster is unlocked.
+            Ok(Ok(())) | Err(_) => response(StatusCode::OK, &Value::Null),
+        }
+    }
+}
+
+fn refusal(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
+    response(status, &json!({ "message": message }))
+}
+
+/// An answer, empty for `null`. It says that this node is locked.
+fn response(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
+    let text = if value.is_null() { String::new() } else { value.to_string() };
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(HeaderName::from_static("swarm"), HeaderValue::from_static(LOCKED));
+    response
+}
