@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_ebpf::abi::names;
 use mesh_ebpf::guard;
 use mesh_runtime::settings::SettingsArgs;
+use mesh_state::api_paths::CONTROL_SOCKET;
 use mesh_state::node::{ENCRYPTION_PORT, TUNNEL_PORT};
 
 /// mesh's agent on a node: carries the traffic of published ports, runs the node's tasks and serves
@@ -33,7 +34,7 @@ pub enum Command {
     /// Remove what mesh has put on this node: attached programs, their pins, the tunnel device, the
     /// firewall table and the tmpfs of tasks.
     ///
-    /// The agent must not run. Tasks and the contents of the data directory stay.
+    /// The agent must not run (see --stop). Tasks and the contents of the data directory stay.
     Uninstall(UninstallArgs),
 }
 
@@ -72,9 +73,9 @@ pub struct RunArgs {
     /// keeps the group that its unit names.
     #[arg(long, env = "MESH_SOCKET_GROUP", value_name = "GROUP", default_value = "docker")]
     pub socket_group: String,
-    /// Socket of the manager on this node, if it is to run one.
-    #[arg(long, env = "MESH_CONTROL_SOCKET", value_name = "PATH")]
-    pub control_socket: Option<PathBuf>,
+    /// Socket of the manager on this node. Where nothing listens on it, this node has no manager.
+    #[arg(long, env = "MESH_CONTROL_SOCKET", value_name = "PATH", default_value = CONTROL_SOCKET)]
+    pub control_socket: PathBuf,
     /// Directory of the node's identity, and of its latest mesh table and tasks.
     #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/agent")]
     pub data_dir: PathBuf,
@@ -141,6 +142,12 @@ pub struct RunArgs {
 /// The flags of `uninstall`.
 #[derive(Debug, Clone, Args)]
 pub struct UninstallArgs {
+    /// First end the agent that runs on this node, with SIGTERM.
+    #[arg(long)]
+    pub stop: bool,
+    /// Directory of the agent's data, by which a running agent is found.
+    #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/agent")]
+    pub data_dir: PathBuf,
     /// File with the agent's settings [default: /etc/mesh/agent.toml, if it exists].
     #[arg(long, env = "MESH_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -248,7 +255,7 @@ mod tests {
         std::fs::write(&path, keys.collect::<Vec<_>>().join("\n")).expect("the file is written");
         let read = mesh_runtime::settings::read::<Cli>(["mesh-agent".into()], &path).expect("good settings");
         assert_eq!(read.cli.run.manager.len(), 3);
-        assert!(read.cli.run.control_socket.is_some());
+        assert_eq!(read.cli.run.control_socket, PathBuf::from(CONTROL_SOCKET));
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub struct Config {
     /// The group that may use that socket, beside root.
     pub socket_group: String,
     /// The local manager's socket.
-    pub control_socket: Option<PathBuf>,
+    pub control_socket: PathBuf,
     /// The directory of the agent's state.
     pub data_dir: PathBuf,
     /// The directory of tasks' secrets and configs.
@@ -217,7 +217,7 @@ impl Config {
     pub fn manager_here(&self) -> Option<SocketAddr> {
         self.managers
             .iter()
-            .find(|manager| self.control_socket.is_some() && manager.ip() == IpAddr::V4(self.address))
+            .find(|manager| manager.ip() == IpAddr::V4(self.address))
             .copied()
     }
 }
@@ -321,11 +321,12 @@ mod tests {
     }
 
     #[test]
-    fn the_manager_here_has_a_socket_and_our_address() {
-        let flags = ["--manager", "10.0.0.1,10.0.0.9", "--address", "10.0.0.9"];
-        assert_eq!(config(&flags).expect("good settings").manager_here(), None, "without a socket");
-        let with_socket = [&flags[..], &["--control-socket", "/run/c.sock"]].concat();
-        let manager = config(&with_socket).expect("good settings").manager_here();
-        assert_eq!(manager.map(|manager| manager.to_string()).as_deref(), Some("10.0.0.9:2377"));
+    fn the_manager_here_has_our_address() {
+        let manager_at = |address| {
+            let flags = ["--manager", "10.0.0.1,10.0.0.9", "--address", address];
+            config(&flags).expect("good settings").manager_here().map(|manager| manager.to_string())
+        };
+        assert_eq!(manager_at("10.0.0.9").as_deref(), Some("10.0.0.9:2377"));
+        assert_eq!(manager_at("10.0.0.8"), None, "the managers are on other nodes");
     }
 }

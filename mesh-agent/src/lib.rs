@@ -22,6 +22,7 @@ pub mod datapath;
 pub mod docker_api;
 pub mod encryption;
 pub mod enrolment;
+mod instance;
 pub mod lb;
 pub mod metrics;
 pub mod names;

@@ -72,12 +72,12 @@ mod tests {
             etcd.arguments().into_iter().map(|one| one.to_string_lossy().into_owned()).collect();
         assert!(!arguments.iter().any(|one| one.contains("http://")), "plain text in {arguments:?}");
         for expected in [
-            "--listen-client-urls=https://127.0.0.1:2379",
-            "--listen-peer-urls=https://10.0.0.1:2380",
+            "--listen-client-urls=https://127.0.0.1:4802",
+            "--listen-peer-urls=https://10.0.0.1:4803",
             "--client-cert-auth=true",
             "--peer-client-cert-auth=true",
             "--peer-cert-allowed-cn=mesh-etcd",
-            "--initial-cluster=m1=https://10.0.0.1:2380",
+            "--initial-cluster=m1=https://10.0.0.1:4803",
         ] {
             assert!(arguments.iter().any(|one| one == expected), "expected {expected} in {arguments:?}");
         }

@@ -154,10 +154,9 @@ fn start_names(
     });
 }
 
-/// Starts sending the node's id to the manager on this machine, if one is configured.
+/// Starts sending the node's id to the manager on this machine, once there is one.
 fn start_telling_manager(components: &Components, config: &Config, views: watch::Receiver<Arc<NodeView>>) {
-    let Some(control) = config.control_socket.clone() else { return };
-    let stop = components.stopping().clone();
+    let (control, stop) = (config.control_socket.clone(), components.stopping().clone());
     components.spawn("manager's node", async move {
         docker_api::tell_manager(control, views, stop).await;
         Ok(())

@@ -37,6 +37,7 @@ use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::docker_api::{self, Attachments, Upstreams};
 use crate::enrolment::{Desk, Enrolment, LocalState};
+use crate::instance::Instance;
 use crate::view::NodeView;
 use descriptors::Room;
 use mesh_runtime::private_file::create_private_dir;
@@ -67,6 +68,7 @@ struct Process {
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     create_private_dir(&args.data_dir)
         .with_context(|| format!("make the data directory {}", args.data_dir.display()))?;
+    let _instance = Instance::take(&args.data_dir)?;
     // Settings that can't work are an error at once, not only when a manager answers.
     let begins = life::present(&args)?;
     let state = if begins.is_some() { LocalState::Active } else { LocalState::Inactive };

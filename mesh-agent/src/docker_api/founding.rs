@@ -31,12 +31,14 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 impl Shared {
     /// Makes a cluster and joins it.
     pub(super) async fn found(&self, order: &InitOrder) -> Result<Response<Body>, ApiError> {
-        let control = self.composer.any_control()?;
-        if control.present().is_err() {
-            return Err(ApiError::NoInit);
-        }
+        let control = self.composer.any_control();
         let founding = serde_json::to_value(&order.founding).map_err(unreadable)?;
-        let made = call(control, FOUNDING_LIMIT, Method::POST, INIT_PATH, Some(&founding)).await?;
+        let made = call(control, FOUNDING_LIMIT, Method::POST, INIT_PATH, Some(&founding)).await;
+        // Without a cluster a waiting manager answers this call; nobody answers without one.
+        let made = made.map_err(|error| match error {
+            ApiError::NotAManager => ApiError::NoInit,
+            other => other,
+        })?;
         let token = made["ManagerToken"].as_str().unwrap_or_default();
         self.composer.enrolment().join(order.joining(token)?).await?;
         let node = self.composer.view().node_id.to_string();

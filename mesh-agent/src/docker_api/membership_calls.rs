@@ -13,7 +13,6 @@ use super::compose::CONTROL_TIMEOUT;
 use super::error::{ApiError, full};
 use super::filters::Query;
 use super::membership::Membership;
-use super::upstream::Upstream;
 use super::{Body, Shared, drain};
 use crate::datapath::host_addresses;
 use crate::enrolment::address::SystemAddress;
@@ -27,7 +26,7 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 impl Shared {
     /// Whether a manager runs on this node. One that waits for a cluster of its own is none.
     async fn has_manager(&self) -> Result<bool, ApiError> {
-        let Ok(control) = self.composer.control().and_then(Upstream::present) else { return Ok(false) };
+        let Ok(control) = self.composer.control() else { return Ok(false) };
         let ping = Request::get("/_ping").body(Empty::<Bytes>::new());
         let ping = ping.map_err(|error| ApiError::BadRequest(error.to_string()))?;
         match control.call_within(CONTROL_TIMEOUT, ping).await {

@@ -87,8 +87,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Upstreams {
     /// The local engine's socket.
     pub engine: PathBuf,
-    /// The socket of the manager on this node; it need not exist.
-    pub control: Option<PathBuf>,
+    /// The socket of the manager on this node; where nothing listens on it, there is none.
+    pub control: PathBuf,
     /// The port of this node's tunnel.
     pub tunnel_port: u16,
     /// The view of the mesh, for `docker info` on a worker.
