@@ -31,6 +31,11 @@ pub struct Cli {
 pub enum Command {
     /// Run the agent (the default).
     Run(Box<RunArgs>),
+    /// Look for what would keep the agent from working on this machine; each finding has its cure.
+    ///
+    /// Exits with 1 if there are errors. `mesh check` also looks at the running agent and the
+    /// cluster.
+    Check(CheckArgs),
     /// Remove what mesh has put on this node: attached programs, their pins, the tunnel device, the
     /// firewall table and the tmpfs of tasks.
     ///
@@ -137,6 +142,38 @@ pub struct RunArgs {
     /// Lets every client of the metrics listener make a part of this process panic. For tests.
     #[arg(long, env = "MESH_DEBUG_FAULTS", hide = true)]
     pub debug_faults: bool,
+}
+
+/// The flags of `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// Look at the machine alone, which is all that this command does.
+    #[arg(long)]
+    pub pre: bool,
+    /// Print only warnings and errors.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// File with the agent's settings [default: /etc/mesh/agent.toml, if it exists].
+    #[arg(long, env = "MESH_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Socket of the local Docker engine.
+    #[arg(long, env = "MESH_ENGINE", value_name = "unix://PATH", default_value = "unix:///var/run/docker.sock", value_parser = unix_socket)]
+    pub engine: PathBuf,
+    /// Which data path takes the packets of published ports.
+    #[arg(long, env = "MESH_DATAPATH", value_enum, default_value_t = Datapath::Auto)]
+    pub datapath: Datapath,
+    /// UDP port of the tunnel between nodes.
+    #[arg(long, env = "MESH_VXLAN_PORT", value_name = "PORT", default_value_t = TUNNEL_PORT)]
+    pub vxlan_port: u16,
+    /// UDP port of the encrypted tunnels between nodes.
+    #[arg(long, env = "MESH_WIREGUARD_PORT", value_name = "PORT", default_value_t = ENCRYPTION_PORT)]
+    pub wireguard_port: u16,
+    /// Address of the relay.
+    #[arg(long, env = "MESH_RELAY_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:4800")]
+    pub relay_listen: SocketAddr,
+    /// Address of the agent's metrics [default: port 9464 of the node's address].
+    #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// The flags of `uninstall`.

@@ -21,7 +21,7 @@ use crate::datapath::TableSizes;
 use crate::proxy::{ProxySettings, UdpLimits};
 
 /// The default port of the metrics.
-const METRICS_PORT: u16 = 9464;
+pub const METRICS_PORT: u16 = 9464;
 /// How long proxied connections may go on once the agent stops.
 const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -215,10 +215,7 @@ impl Config {
 
     /// Address and port of the manager on this node, if it runs one.
     pub fn manager_here(&self) -> Option<SocketAddr> {
-        self.managers
-            .iter()
-            .find(|manager| manager.ip() == IpAddr::V4(self.address))
-            .copied()
+        self.managers.iter().find(|manager| manager.ip() == IpAddr::V4(self.address)).copied()
     }
 }
 

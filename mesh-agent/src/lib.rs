@@ -14,6 +14,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod check;
 pub mod cli;
 mod codes;
 pub mod config;
