@@ -7,12 +7,13 @@
 
 mod init_desk;
 mod managed;
+mod sockets;
 mod unlock;
 mod unlock_desk;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,16 +42,18 @@ use crate::feed::clocks;
 use crate::feed::watch::Feed;
 use crate::leader::compaction;
 use crate::leader::driver::Driver;
-use crate::leader::election::Candidate;
+use crate::leader::election::{Candidate, Leadership};
 use crate::metrics;
 use crate::metrics::admin::{self, Admin};
 use crate::node_service::membership::{Admission, JoinRates};
 use crate::node_service::mesh_table::Table;
+use crate::node_service::own_etcd::OwnEtcd;
 use crate::node_service::recorder::{Recorder, Reports};
 use crate::node_service::renewing_server::{RenewingServer, ServerExpiry};
 use crate::node_service::session_context::SessionContext;
 use crate::node_service::sessions::Sessions;
 use crate::node_service::tables;
+use crate::orders::Orders;
 use crate::own_node::OwnNode;
 use crate::own_store::OwnStore;
 use crate::planners;
@@ -58,20 +61,14 @@ use crate::slots::own_ports;
 use crate::waiting;
 use mesh_runtime::backoff::Backoff;
 use mesh_runtime::error_chain;
-use mesh_runtime::unix_socket::{self, Access};
+use mesh_runtime::unix_socket;
+use sockets::{Listeners, OWNERS_ALONE, bind_tcp, remove_socket};
 
 /// How long the components may take to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// The shortest pause between attempts to reach etcd at the start.
 const PAUSE_SHORTEST: Duration = Duration::from_millis(200);
 const PAUSE_LONGEST: Duration = Duration::from_secs(3);
-
-/// The sockets, bound before the cluster is opened.
-struct Listeners {
-    nodes: TcpListener,
-    admin: TcpListener,
-    docker: UnixListener,
-}
 
 /// The components, each of which must end only at shutdown.
 struct DaemonParts {
@@ -97,11 +94,24 @@ impl DaemonParts {
     }
 }
 
+/// What a manager with an etcd of its own adds to what is served.
+#[derive(Clone)]
+struct Managed {
+    /// The directory of etcd's certificates.
+    pki: PathBuf,
+    orders: Orders,
+}
+
+/// The etcd that this manager runs, and what it adds.
+type OwnEtcdAndOrders = (Managed, Arc<EtcdStore>);
+
 /// What others need of a cluster that is served.
 struct Served {
     /// The token with which the node on this machine joins as a manager.
     manager_token: String,
     etcd: Arc<EtcdStore>,
+    context: ApiContext,
+    leadership: watch::Receiver<Option<Leadership>>,
 }
 
 /// Runs a manager until it gets a signal to stop.
@@ -122,7 +132,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     if let Some(opening) = unlock::opened(&config.data_dir, &docker, components.stopping()).await? {
         config.unlock = opening.key();
         let listeners = bind_tcp(&config, docker).await?;
-        if serve_cluster(&config, listeners, &components).await?.is_none() {
+        if serve_cluster(&config, listeners, &components, None).await?.is_none() {
             components.stopping().cancel();
         }
         opening.serves();
@@ -132,18 +142,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     end
 }
 
-fn remove_socket(socket: &Path) {
-    if let Err(error) = std::fs::remove_file(socket) {
-        warn!(error = error_chain(&error), socket = %socket.display(), "can't remove the socket");
-    }
-}
-
 /// Opens the cluster and starts everything that serves it, as `components`. Returns `None` if they
 /// are stopped before there is a cluster.
 async fn serve_cluster(
     config: &Config,
     listeners: Listeners,
     components: &Components,
+    managed: Option<Managed>,
 ) -> anyhow::Result<Option<Served>> {
     let shutdown = components.stopping().clone();
     supervisor::tell_status("waits for etcd");
@@ -151,9 +156,10 @@ async fn serve_cluster(
     let etcd = EtcdStore::open(config.etcd.clone()).await?;
     let store = metrics::store::CountedStore::register(etcd.clone(), &registry)?;
     let (waits_for, reason) = watch::channel("the cluster was not read from etcd yet".to_owned());
+    let orders = managed.as_ref().map(|managed| managed.orders.clone());
     let opened = tokio::select! {
         opened = open_cluster(&store, config, waits_for) => Some(opened?),
-        () = waiting::refuse(&listeners.docker, &listeners.admin, reason) => None,
+        () = waiting::refuse(&listeners.docker, &listeners.admin, reason, orders) => None,
         () = shutdown.cancelled() => None,
     };
     let Some(opened) = opened else { return Ok(None) };
@@ -165,24 +171,13 @@ async fn serve_cluster(
         let (nodes, metrics) = (config.node_listen.port(), config.metrics_listen.port());
         own_ports::of_manager(nodes, metrics, etcd_ports(&etcd, config).await)
     };
-    start(config, listeners, store, opened, own_ports, &registry, &parts)?;
+    let etcd = Arc::new(etcd);
+    let managed = managed.map(|managed| (managed, Arc::clone(&etcd)));
+    let (context, leadership) =
+        start(config, listeners, (store, managed), opened, own_ports, &registry, &parts)?;
     supervisor::tell_status("serving");
     info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
-    Ok(Some(Served { manager_token, etcd: Arc::new(etcd) }))
-}
-
-/// Only root may use the manager's socket; the node's agent runs as root.
-const OWNERS_ALONE: Access = Access { mode: 0o600, gid: None };
-
-async fn bind_tcp(config: &Config, docker: UnixListener) -> anyhow::Result<Listeners> {
-    let tcp = async |flag: &str, address: SocketAddr| {
-        TcpListener::bind(address).await.with_context(|| format!("listen on {address} ({flag})"))
-    };
-    Ok(Listeners {
-        nodes: tcp("--node-listen", config.node_listen).await?,
-        admin: tcp("--metrics-listen", config.metrics_listen).await?,
-        docker,
-    })
+    Ok(Some(Served { manager_token, etcd, context, leadership }))
 }
 
 /// Opens the cluster; waits for etcd, and for this manager's cluster in it, for as long as it
@@ -226,15 +221,14 @@ async fn etcd_ports(etcd: &EtcdStore, config: &Config) -> BTreeSet<u16> {
 fn start(
     config: &Config,
     listeners: Listeners,
-    store: Arc<dyn Store>,
+    (store, managed): (Arc<dyn Store>, Option<OwnEtcdAndOrders>),
     opened: OpenedCluster,
     own_ports: Vec<OwnPort>,
     registry: &Registry,
     parts: &DaemonParts,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<(ApiContext, watch::Receiver<Option<Leadership>>)> {
     let OpenedCluster { sealer, authority, cluster, lock, .. } = opened;
-    let sealer = Arc::new(sealer);
-    let authority = Arc::new(authority);
+    let (sealer, authority) = (Arc::new(sealer), Arc::new(authority));
     let relay_key = sealer.open(RELAY_KEY, &cluster.relay_key)?;
     let doors = Doors::open(registry)?;
     let own_node = OwnNode::load(&config.data_dir)?;
@@ -253,10 +247,11 @@ fn start(
         logs: Arc::default(),
         at_rest: files.follows.subscribe(),
         stopping: parts.shutdown.clone(),
+        orders: managed.as_ref().map(|(managed, _)| managed.orders.clone()),
     };
     parts.start("this manager's secret files", files.run(parts.shutdown.clone()));
     start_clocks(&context, registry, parts)?;
-    start_leadership(config, &context, own_ports, registry, parts)?;
+    let leadership = start_leadership(config, &context, own_ports, registry, parts)?;
 
     let (tables, tables_seen) = watch::channel(Arc::new(Table::default()));
     let reports = Reports::default();
@@ -286,6 +281,7 @@ fn start(
         authority: Arc::clone(&authority),
         door: Arc::clone(&doors.nodes),
         rates: JoinRates::default(),
+        own_etcd: managed.map(|(managed, etcd)| OwnEtcd { etcd, pki: managed.pki }),
     };
     let expiry = ServerExpiry::default();
     let etcd_certificate = config.etcd.identity.as_ref().map(|identity| identity.certificate.clone());
@@ -300,8 +296,9 @@ fn start(
     };
     parts.start_server("the node service", nodes.serve(parts.shutdown.clone()));
 
-    start_docker_api(listeners.docker, doors.docker, context, registry, parts)?;
-    start_admin(listeners.admin, doors.admin, feed, registry, parts)
+    start_docker_api(listeners.docker, doors.docker, context.clone(), registry, parts)?;
+    start_admin(listeners.admin, doors.admin, feed, registry, parts)?;
+    Ok((context, leadership))
 }
 
 /// Starts comparing the other managers' clocks with this one's.
@@ -356,7 +353,7 @@ fn start_leadership(
     own_ports: Vec<OwnPort>,
     registry: &Registry,
     parts: &DaemonParts,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<watch::Receiver<Option<Leadership>>> {
     let manager = Manager {
         name: config.name.clone(),
         address: SocketAddr::new(config.advertise, config.advertise_port).to_string(),
@@ -378,7 +375,8 @@ fn start_leadership(
     };
     parts.start("the planners' driver", driver.run(parts.shutdown.clone()));
     metrics::cluster::register(feed.clone(), leadership.clone(), registry)?;
-    let compaction = compaction::run(Arc::clone(store), feed.clone(), leadership, parts.shutdown.clone());
+    let compaction =
+        compaction::run(Arc::clone(store), feed.clone(), leadership.clone(), parts.shutdown.clone());
     parts.start("compaction", compaction);
-    Ok(())
+    Ok(leadership)
 }

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use clap::Parser;
 use ipnet::Ipv4Net;
 use mesh_runtime::settings::SettingsArgs;
-use mesh_state::api_paths::CONTROL_SOCKET;
 
 /// mesh's control plane: keeps the cluster's state in etcd, decides what runs where, serves
 /// Docker's swarm API and the nodes.
@@ -20,7 +19,7 @@ pub struct Cli {
 
     /// Client addresses of an etcd cluster of yours: https://HOST:PORT, or http:// for an etcd on
     /// this machine. Without any, this manager runs an etcd of its own, and waits for `docker swarm
-    /// init` on its node.
+    /// init` or `join` on its node.
     #[arg(long, env = "MESH_ETCD", value_name = "URL[,URL]", value_delimiter = ',')]
     pub etcd: Vec<String>,
 
@@ -56,7 +55,7 @@ pub struct Cli {
     pub etcd_insecure: bool,
 
     /// Directory of the cluster's key file (`key`) and the join tokens; made with mode 0700.
-    /// Further managers need the first one's `key`.
+    /// With --etcd, further managers need the first one's `key`.
     #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/control")]
     pub data_dir: PathBuf,
 
@@ -81,7 +80,7 @@ pub struct Cli {
     pub node_listen: SocketAddr,
 
     /// Socket for the swarm part of Docker's API, open to its owner alone.
-    #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = CONTROL_SOCKET)]
+    #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = "/run/mesh/control.sock")]
     pub socket: PathBuf,
 
     /// Address for /metrics, /healthz and /readyz [default: port 9465 of the address in

@@ -121,6 +121,8 @@ impl ManagedSettings {
             directory: self.etcd_directory(),
             name: self.name.clone(),
             advertise: founding.advertise.ip(),
+            joins: founding.joins.clone(),
+            force_new_cluster: false,
         }
     }
 
@@ -315,9 +317,10 @@ mod tests {
             listen: ([0, 0, 0, 0], 99).into(),
             network_pool: "10.20.0.0/16".parse().ok(),
             network_prefix: Some(26),
+            joins: None,
         };
         let config = managed.config(&founding).unwrap();
-        assert_eq!(config.etcd.addresses, ["https://127.0.0.1:4802"]);
+        assert_eq!(config.etcd.addresses, ["https://127.0.0.1:2379"]);
         assert_eq!(
             (config.advertise_port, config.metrics_listen.to_string().as_str()),
             (99, "10.0.0.1:9465")

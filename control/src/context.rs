@@ -20,6 +20,7 @@ use crate::feed::clocks::Clocks;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::feed::watch::{Feed, RevisionTimeout};
 use crate::logs::broker::LogBroker;
+use crate::orders::Orders;
 use crate::own_node::OwnNode;
 use crate::seal::unlock_key::UnlockKey;
 use crate::seal::{SealError, Sealer};
@@ -64,6 +65,8 @@ pub struct ApiContext {
     pub at_rest: watch::Receiver<i64>,
     /// Cancelled when the manager stops: endless responses end then.
     pub stopping: CancellationToken,
+    /// The way to order what this process is to be; `None` with an etcd of the operator's.
+    pub orders: Option<Orders>,
 }
 
 /// Why the join tokens can't be made.
@@ -114,6 +117,12 @@ impl ApiContext {
             .cluster
             .as_ref()
             .map_or(MEMBER_LIFE, |cluster| Duration::from_nanos(cluster.node_cert_expiry_ns))
+    }
+
+    /// The unlock key of the managers' key files; `None` without autolock.
+    pub fn unlock_key(&self) -> Option<UnlockKey> {
+        let snapshot = self.snapshot();
+        unlock_key(snapshot.cluster.as_ref()?, &self.sealer).ok().flatten()
     }
 
     /// The tokens that let nodes join.

@@ -4,6 +4,7 @@
 //!
 //! Invariant: the file is replaced as a whole, or removed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -16,8 +17,8 @@ use thiserror::Error;
 
 /// The file in the data directory.
 const FILE: &str = "manager.json";
-/// The files of a cluster that was not founded after all, beside the directory of etcd.
-const UNFOUNDED: [&str; 6] =
+/// What belongs to a cluster, beside the directory of etcd; the record that there is one first.
+const OF_A_CLUSTER: [&str; 6] =
     [FILE, "key.new", "key", "cluster-id", "join-token-worker", "join-token-manager"];
 
 /// The beginning of a manager.
@@ -34,6 +35,10 @@ pub struct Founding {
     /// The prefix length of such a subnet.
     #[serde(default)]
     pub network_prefix: Option<u8>,
+    /// The members of the etcd that it is about to join, itself included: peer URLs by name. `None`
+    /// once it has joined, and for the first manager.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joins: Option<BTreeMap<String, String>>,
 }
 
 /// Why the file can't be used.
@@ -87,23 +92,36 @@ impl Founding {
     }
 }
 
-/// Removes what a cluster that could not be founded left in `data_dir`, the etcd in `etcd`
-/// included. Blocks.
+/// Removes what belongs to a cluster from `data_dir`, and the etcd in `etcd` last: as long as that
+/// is there, the next start goes on with the removal. Blocks.
 ///
 /// # Errors
 /// Something can't be removed.
 pub fn clear(data_dir: &Path, etcd: &Path) -> Result<(), FoundingError> {
-    match fs::remove_dir_all(etcd) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(FoundingError::File { path: etcd.to_owned(), source });
-        }
-        _ => {}
-    }
-    for file in UNFOUNDED {
+    for file in OF_A_CLUSTER {
         let path = data_dir.join(file);
         private_file::remove(&path).map_err(|source| FoundingError::File { path, source })?;
     }
-    Ok(())
+    match fs::remove_dir_all(etcd) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FoundingError::File { path: etcd.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The founding in `data_dir`, after what an interrupted join or removal left was removed. `None`
+/// if this manager is in no cluster. Blocks.
+///
+/// # Errors
+/// A file can't be used or removed.
+pub fn settle(data_dir: &Path, etcd: &Path) -> Result<Option<Founding>, FoundingError> {
+    match Founding::load(data_dir)? {
+        // The key is written last.
+        Some(founding) if founding.joins.is_none() || data_dir.join("key").exists() => Ok(Some(founding)),
+        None if !etcd.exists() => Ok(None),
+        _ => clear(data_dir, etcd).map(|()| None),
+    }
 }
 
 #[cfg(test)]
@@ -120,14 +138,25 @@ mod tests {
             listen: ([0, 0, 0, 0], 2377).into(),
             network_pool: "10.20.0.0/16".parse().ok(),
             network_prefix: Some(26),
+            joins: None,
         };
         founding.store(&data).unwrap();
-        assert_eq!(Founding::load(&data).unwrap(), Some(founding));
+        assert_eq!(Founding::load(&data).unwrap(), Some(founding.clone()));
         fs::create_dir_all(data.join("etcd/data")).unwrap();
         fs::write(data.join("node"), "n1").unwrap();
         clear(&data, &data.join("etcd")).unwrap();
         assert_eq!(Founding::load(&data).unwrap(), None);
         assert!(!data.join("etcd").exists() && data.join("node").exists());
+        let joins = Founding { joins: Some(BTreeMap::new()), ..founding.clone() };
+        joins.store(&data).unwrap();
+        assert_eq!(settle(&data, &data.join("etcd")).unwrap(), None, "a join without its key is undone");
+        joins.store(&data).unwrap();
+        fs::write(data.join("key"), "k").unwrap();
+        assert_eq!(settle(&data, &data.join("etcd")).unwrap(), Some(joins), "a join with its key goes on");
+        fs::remove_file(data.join(FILE)).unwrap();
+        fs::create_dir_all(data.join("etcd/data")).unwrap();
+        assert_eq!(settle(&data, &data.join("etcd")).unwrap(), None);
+        assert!(!data.join("key").exists() && !data.join("etcd").exists(), "a removal is completed");
         fs::write(data.join(FILE), "nonsense").unwrap();
         assert!(matches!(Founding::load(&data), Err(FoundingError::Damaged { .. })));
     }

@@ -28,9 +28,11 @@ pub mod vault;
 pub mod context;
 mod docker_json;
 pub mod founding;
+pub mod handover;
 pub mod logs;
 pub mod managed_etcd;
 pub mod node_service;
+pub mod orders;
 pub mod own_node;
 pub mod pool;
 

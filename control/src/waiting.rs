@@ -1,4 +1,5 @@
-//! Answers clients while a manager waits for its cluster: 503 with the reason, at once.
+//! Answers clients while a manager waits for its cluster: 503 with the reason, at once. On the
+//! control socket, which only root opens, it takes orders meanwhile.
 //!
 //! Invariant: no client is left waiting; the answers contain nothing but the reason.
 
@@ -10,13 +11,16 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use mesh_state::api_paths::{FORCE_NEW_PATH, RESIGN_PATH};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::debug;
+
+use crate::orders::{ManagerOrder, Orders};
 
 /// The deadline for a client's request.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
@@ -26,14 +30,20 @@ const CLIENTS_MAX: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers clients of the Docker API and of the admin port with `reason` until it is dropped.
-pub(crate) async fn refuse(docker: &UnixListener, admin: &TcpListener, reason: watch::Receiver<String>) {
+/// Orders on the control socket go to `orders`.
+pub(crate) async fn refuse(
+    docker: &UnixListener,
+    admin: &TcpListener,
+    reason: watch::Receiver<String>,
+    orders: Option<Orders>,
+) {
     tokio::join!(
-        refuse_on(async || docker.accept().await.map(|(stream, _)| stream), reason.clone()),
-        refuse_on(async || admin.accept().await.map(|(stream, _)| stream), reason),
+        refuse_on(async || docker.accept().await.map(|(stream, _)| stream), reason.clone(), orders),
+        refuse_on(async || admin.accept().await.map(|(stream, _)| stream), reason, None),
     );
 }
 
-async fn refuse_on<S, F>(accept: impl Fn() -> F, reason: watch::Receiver<String>)
+async fn refuse_on<S, F>(accept: impl Fn() -> F, reason: watch::Receiver<String>, orders: Option<Orders>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = std::io::Result<S>>,
@@ -44,7 +54,7 @@ where
             clients.join_next().await;
         }
         match accept().await {
-            Ok(stream) => drop(clients.spawn(answer(stream, reason.clone()))),
+            Ok(stream) => drop(clients.spawn(answer(stream, reason.clone(), orders.clone()))),
             Err(error) => {
                 debug!(error = mesh_runtime::error_chain(&error), "can't accept a client");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -57,9 +67,14 @@ where
 async fn answer<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     reason: watch::Receiver<String>,
+    orders: Option<Orders>,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = response(request.uri().path(), &reason.borrow());
+        let order = orders.as_ref().zip(order_of(&request));
+        let answer = match order.map(|(orders, order)| orders.try_send(order)) {
+            Some(Ok(())) => said(StatusCode::ACCEPTED, "application/json", "{}".to_owned()),
+            Some(Err(_)) | None => response(request.uri().path(), &reason.borrow()),
+        };
         async move { Ok::<_, Infallible>(answer) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -87,6 +102,21 @@ fn response(path: &str, reason: &str) -> Response<Full<Bytes>> {
         let body = serde_json::json!({ "message": reason });
         (StatusCode::SERVICE_UNAVAILABLE, "application/json", body.to_string())
     };
+    said(status, kind, body)
+}
+
+/// The order that a request to the control socket is, if it is one.
+fn order_of<B>(request: &Request<B>) -> Option<ManagerOrder> {
+    match (request.method(), request.uri().path()) {
+        (&Method::POST, RESIGN_PATH) => {
+            Some(ManagerOrder::Resign { force: request.uri().query() == Some("force=1") })
+        }
+        (&Method::POST, FORCE_NEW_PATH) => Some(ManagerOrder::ForceNewCluster),
+        _ => None,
+    }
+}
+
+fn said(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
@@ -103,5 +133,15 @@ mod tests {
         for path in ["/readyz", "/v1.41/services", "/"] {
             assert_eq!(response(path, "waits").status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
         }
+    }
+
+    #[test]
+    fn only_posts_are_orders() {
+        let order =
+            |method: &str, uri: &str| order_of(&Request::builder().method(method).uri(uri).body(()).unwrap());
+        assert_eq!(order("POST", RESIGN_PATH), Some(ManagerOrder::Resign { force: false }));
+        assert_eq!(order("POST", "/mesh/resign?force=1"), Some(ManagerOrder::Resign { force: true }));
+        assert_eq!(order("POST", FORCE_NEW_PATH), Some(ManagerOrder::ForceNewCluster));
+        assert_eq!((order("GET", RESIGN_PATH), order("POST", "/services")), (None, None));
     }
 }

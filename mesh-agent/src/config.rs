@@ -21,7 +21,7 @@ use crate::datapath::TableSizes;
 use crate::proxy::{ProxySettings, UdpLimits};
 
 /// The default port of the metrics.
-pub const METRICS_PORT: u16 = 9464;
+const METRICS_PORT: u16 = 9464;
 /// How long proxied connections may go on once the agent stops.
 const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -47,7 +47,7 @@ pub struct Config {
     /// The group that may use that socket, beside root.
     pub socket_group: String,
     /// The local manager's socket.
-    pub control_socket: PathBuf,
+    pub control_socket: Option<PathBuf>,
     /// The directory of the agent's state.
     pub data_dir: PathBuf,
     /// The directory of tasks' secrets and configs.
@@ -215,7 +215,10 @@ impl Config {
 
     /// Address and port of the manager on this node, if it runs one.
     pub fn manager_here(&self) -> Option<SocketAddr> {
-        self.managers.iter().find(|manager| manager.ip() == IpAddr::V4(self.address)).copied()
+        self.managers
+            .iter()
+            .find(|manager| self.control_socket.is_some() && manager.ip() == IpAddr::V4(self.address))
+            .copied()
     }
 }
 
@@ -318,12 +321,11 @@ mod tests {
     }
 
     #[test]
-    fn the_manager_here_has_our_address() {
-        let manager_at = |address| {
-            let flags = ["--manager", "10.0.0.1,10.0.0.9", "--address", address];
-            config(&flags).expect("good settings").manager_here().map(|manager| manager.to_string())
-        };
-        assert_eq!(manager_at("10.0.0.9").as_deref(), Some("10.0.0.9:2377"));
-        assert_eq!(manager_at("10.0.0.8"), None, "the managers are on other nodes");
+    fn the_manager_here_has_a_socket_and_our_address() {
+        let flags = ["--manager", "10.0.0.1,10.0.0.9", "--address", "10.0.0.9"];
+        assert_eq!(config(&flags).expect("good settings").manager_here(), None, "without a socket");
+        let with_socket = [&flags[..], &["--control-socket", "/run/c.sock"]].concat();
+        let manager = config(&with_socket).expect("good settings").manager_here();
+        assert_eq!(manager.map(|manager| manager.to_string()).as_deref(), Some("10.0.0.9:2377"));
     }
 }

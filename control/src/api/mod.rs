@@ -79,6 +79,8 @@ fn routes(context: ApiContext) -> Router {
         .route("/info", get(system::info))
         .route("/events", get(events::stream))
         .route("/mesh/node/{id}", post(own_node::tell))
+        .route("/mesh/resign", post(own_node::resign))
+        .route("/mesh/force-new-cluster", post(own_node::force_new_cluster))
         .route("/swarm", get(swarm::inspect))
         .route("/swarm/update", post(swarm::update))
         .route("/swarm/unlockkey", get(swarm::unlock_key))

@@ -121,7 +121,8 @@ fn name_of(node: &Node) -> &str {
 
 /// The write of a node's new spec, by a client that read it at `version`.
 ///
-/// The role is stored, and placement by role follows it; the operator starts and stops
+/// The role is stored, and placement by role follows it; the node's agent hears of it, and its
+/// manager takes its place, or gives it up. With `--etcd`, the operator starts and stops
 /// mesh-control.
 fn write_spec(
     snapshot: &ClusterSnapshot,
@@ -136,6 +137,11 @@ fn write_spec(
     }
     if current.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker && is_last(snapshot, current) {
         let message = "attempting to demote the last manager of the swarm";
+        return Err(ApiError::Precondition(message.to_owned()));
+    }
+    let ceases = current.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker;
+    if ceases && !snapshot.keeps_quorum_without(&current.id) {
+        let message = "can't remove member from the raft: this would result in a loss of quorum";
         return Err(ApiError::Precondition(message.to_owned()));
     }
     let key = keys::node(&current.id);
@@ -197,7 +203,7 @@ fn forget(
 
 #[cfg(test)]
 mod tests {
-    use mesh_state::cluster::Manager;
+    use mesh_state::cluster::{EtcdPlace, Manager};
 
     use super::*;
     use crate::fixtures::World;
@@ -237,6 +243,26 @@ mod tests {
         assert_eq!(change_role(&promoted_only, NodeRole::Worker), last, "b runs no manager");
         assert_eq!(change_role(&world(&["a", "b"], &["a", "b"]), NodeRole::Worker), "written");
         assert_eq!(change_role(&world(&["b"], &["b"]), NodeRole::Manager), "written");
+    }
+
+    #[test]
+    fn a_manager_whose_loss_would_cost_the_quorum_cannot_be_demoted() {
+        let with_places = |alive: &[&str]| {
+            let mut world = world(&["a", "b"], alive);
+            world.add_node(&crate::fixtures::node("c"));
+            for id in ["a", "b", "c"] {
+                let place =
+                    EtcdPlace { name: id.to_owned(), peer_url: format!("u{id}"), address: String::new() };
+                world.put(keys::etcd_place(&id.into()), &place);
+            }
+            world
+        };
+        let refused = "can't remove member from the raft: this would result in a loss of quorum";
+        assert_eq!(change_role(&with_places(&["a", "b"]), NodeRole::Worker), refused, "c is dead");
+        let mut all_live = with_places(&["a", "b"]);
+        let third = Manager { name: "third".to_owned(), node: Some("c".into()), ..Manager::default() };
+        all_live.put(keys::manager("third"), &third);
+        assert_eq!(change_role(&all_live, NodeRole::Worker), "written");
     }
 
     #[test]

@@ -1,18 +1,28 @@
-//! `POST /mesh/node/{id}`: the agent on this machine announces the id of its node.
+//! Calls of the agent on this machine: `POST /mesh/node/{id}` announces the id of its node, `POST
+//! /mesh/resign` and `/mesh/force-new-cluster` change what this manager is.
 //!
-//! The path is not Docker's. Only root reaches it, over the control socket: the agent never passes
-//! a client's call to it.
+//! The paths are not Docker's. Only root reaches them, over the control socket: the agent never
+//! passes a client's call to them.
 
 use std::convert::Infallible;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use futures::stream;
+use mesh_state::node::NodeRole;
 
+use super::access;
+use super::body::Params;
 use super::error::ApiError;
 use crate::context::ApiContext;
+use crate::orders::ManagerOrder;
 use crate::own_node::OwnNodeError;
+
+/// The answer of a manager whose etcd is its operator's.
+const NO_OWN_ETCD: &str = "this manager's etcd is not its own (--etcd): stop mesh-control on this node, then demote and remove the node on another \
+                           manager with docker node demote and docker node rm";
 
 /// The prefix of the path.
 pub(super) const PATH: &str = "/mesh/node/";
@@ -42,4 +52,35 @@ pub(crate) async fn tell(
         Ok::<_, Infallible>(Bytes::new())
     });
     Ok(Body::from_stream(end).into_response())
+}
+
+/// Makes this manager give up its place. The answer comes at once; then it ends, and waits again.
+pub(crate) async fn resign(
+    State(context): State<ApiContext>,
+    params: Params,
+) -> Result<StatusCode, ApiError> {
+    let force = params.flag("force");
+    if !force && context.orders.is_some() {
+        // The agent may have heard it from a manager that is behind.
+        let snapshot = access::current(&context).await?;
+        let own = context.own_node.id();
+        let role = own.and_then(|id| snapshot.nodes.get(&id).map(|node| node.spec.role));
+        if role == Some(NodeRole::Manager) || snapshot.etcd_places.len() < 2 {
+            return Err(ApiError::Conflict("this node's role is manager: demote it first".to_owned()));
+        }
+    }
+    order(&context, ManagerOrder::Resign { force })
+}
+
+/// Makes this manager the only one. The answer comes at once; then it starts again.
+pub(crate) async fn force_new_cluster(State(context): State<ApiContext>) -> Result<StatusCode, ApiError> {
+    order(&context, ManagerOrder::ForceNewCluster)
+}
+
+fn order(context: &ApiContext, order: ManagerOrder) -> Result<StatusCode, ApiError> {
+    let Some(orders) = &context.orders else { return Err(ApiError::NotImplemented(NO_OWN_ETCD.to_owned())) };
+    match orders.try_send(order) {
+        Ok(()) => Ok(StatusCode::ACCEPTED),
+        Err(_) => Err(ApiError::Unavailable("this manager does so already".to_owned())),
+    }
 }

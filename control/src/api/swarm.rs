@@ -23,6 +23,7 @@ use super::swarm_spec::{Rotation, SwarmSpec, change, needs_unlock_key};
 use super::{access, dto};
 use crate::context::{self, ApiContext, MANAGER_TOKEN, UNLOCK_KEY, WORKER_TOKEN};
 use crate::docker_json::shapes;
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::seal::unlock_key::UnlockKey;
 
 /// How long an update waits for this manager's key file to follow it.
@@ -88,6 +89,31 @@ async fn until_at_rest(context: &ApiContext) {
     }
 }
 
+/// Why a manager may not leave unforced, in Swarm's words.
+fn leaving(snapshot: &ClusterSnapshot, active: bool) -> String {
+    let said = "You are attempting to leave the swarm on a node that is participating as a manager. ";
+    let (reachable, all) = snapshot.managers_reachable();
+    let unreachable = all.saturating_sub(reachable);
+    let why = if !active {
+        "Doing so may lose the consensus of your cluster. ".to_owned()
+    } else if reachable == 1 && unreachable == 0 {
+        return format!(
+            "{said}Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+        );
+    } else if reachable.saturating_sub(2) <= unreachable {
+        format!(
+            "Removing this node leaves {} managers out of {all}. Without a Raft quorum your swarm will be inaccessible. ",
+            reachable.saturating_sub(1)
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "{said}{why}The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. \
+         Use `--force` to suppress this message."
+    )
+}
+
 /// `POST /swarm/init`, `join`, `leave`, `unlock`: refused. This node is a member already, and stays
 /// one until it is removed.
 pub(crate) async fn enter_or_leave(
@@ -95,24 +121,59 @@ pub(crate) async fn enter_or_leave(
     Path(verb): Path<String>,
     params: Params,
 ) -> ApiError {
-    let force = if context.snapshot().managers.len() > 1 {
-        "Use `--force` to suppress this message."
-    } else {
-        "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
-    };
     match verb.as_str() {
         "init" | "join" => ApiError::Unavailable(
             "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
                 .to_owned(),
         ),
-        "leave" if !params.flag("force") => ApiError::Unavailable(format!(
-            "You are attempting to leave the swarm on a node that is participating as a manager. {force}"
-        )),
+        "leave" if !params.flag("force") => {
+            let active = context.is_store_connected();
+            ApiError::Unavailable(leaving(&context.snapshot(), active))
+        }
+        // The agent asks this manager to resign instead.
         "leave" => ApiError::NotImplemented(
-            "leaving is not served by mesh: stop mesh-control and mesh-agent on this node, then demote and remove it on another manager with docker node demote and docker node rm"
-                .to_owned(),
+            "leaving is served on the node's own docker.sock: mesh-agent leaves, and this manager resigns".to_owned(),
         ),
         "unlock" => ApiError::Conflict("swarm is not locked".to_owned()),
         _ => ApiError::PageNotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::cluster::{EtcdPlace, Manager};
+    use mesh_state::keys;
+    use mesh_state::node::NodeRole;
+
+    use super::*;
+    use crate::fixtures::World;
+
+    #[test]
+    fn a_manager_is_told_what_its_leaving_costs() {
+        let with = |all: &[&str], alive: &[&str]| {
+            let mut world = World::with_nodes(all.iter().copied());
+            for name in all {
+                world.update_node(name, |node| node.spec.role = NodeRole::Manager);
+                let place =
+                    EtcdPlace { name: (*name).to_owned(), peer_url: String::new(), address: String::new() };
+                world.put(keys::etcd_place(&(*name).into()), &place);
+            }
+            for name in alive {
+                let manager =
+                    Manager { name: (*name).to_owned(), node: Some((*name).into()), ..Manager::default() };
+                world.put(keys::manager(name), &manager);
+            }
+            world
+        };
+        let says = |all: &[&str], alive: &[&str], part: &str| {
+            let said = leaving(&with(all, alive).snapshot, true);
+            assert!(said.contains(part), "expected {part:?} in {said:?}");
+        };
+        says(&["a"], &["a"], "Removing the last manager erases all current state");
+        says(&["a", "b"], &["a", "b"], "Removing this node leaves 1 managers out of 2. ");
+        says(&["a", "b", "c"], &["a", "b"], "Removing this node leaves 1 managers out of 3. ");
+        says(&["a", "b", "c"], &["a", "b", "c"], "manager. The only way to restore a swarm");
+        let cut_off = leaving(&with(&["a", "b"], &["a"]).snapshot, false);
+        assert!(cut_off.contains("Doing so may lose the consensus of your cluster. "), "{cut_off}");
     }
 }

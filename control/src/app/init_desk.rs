@@ -1,28 +1,35 @@
-//! Answers the control socket while this manager has no cluster, and takes the one call that gives
-//! it one.
+//! Answers the control socket while this manager has no cluster, and takes the call that gives it
+//! one: a new one, or a place in one.
 //!
-//! Invariants: only the socket's owner, root, can call; the client that founds a cluster is
-//! answered once the cluster serves, or can't be founded.
+//! Invariants: only the socket's owner, root, can call; the client is answered once the cluster
+//! serves, or can't be had; the key to which a place is sealed is this process's alone.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use mesh_state::api_paths::{INIT_PATH, NO_CLUSTER_HEADER};
+use mesh_runtime::error_chain;
+use mesh_state::api_paths::{INIT_PATH, JOIN_PATH, NO_CLUSTER_HEADER, OFFER_PATH};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
 use crate::founding::Founding;
+use crate::handover::{BOX_BYTES_MAX, Handover, OfferKey};
 
 /// The most bytes of the call's body.
-const BODY_BYTES_MAX: usize = 16 << 10;
+const BODY_BYTES_MAX: usize = 2 * BOX_BYTES_MAX;
 /// The deadline of an answer that founds a cluster, and the rest of a connection's life.
 const CONNECTION_DEADLINE: Duration = Duration::from_mins(2);
 /// The pause after a failed `accept`.
@@ -31,15 +38,41 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Takes the outcome: what the client gets, or why there is no cluster.
 pub(super) type Outcome = oneshot::Sender<Result<Value, String>>;
 
-/// Serves `listener` until a client founds a cluster.
-pub(super) async fn wait(listener: &UnixListener) -> (Founding, Outcome) {
+/// The body of the call that gives this manager a place in a cluster.
+#[derive(Debug, Deserialize)]
+struct Joining {
+    /// Where nodes and other managers reach it.
+    advertise: SocketAddr,
+    /// Where it listens for nodes.
+    listen: SocketAddr,
+    /// What the cluster gives it, sealed to its offered key, base64.
+    sealed: String,
+}
+
+/// How this manager gets its cluster.
+pub(super) struct Beginning {
+    pub(super) founding: Founding,
+    /// What the cluster gave it; `None` for a new cluster.
+    pub(super) handover: Option<Handover>,
+}
+
+/// What the answers need.
+struct Desk {
+    asks: mpsc::Sender<(Beginning, Outcome)>,
+    name: String,
+    offer: OfferKey,
+}
+
+/// Serves `listener` until a client gives the manager `name` a cluster.
+pub(super) async fn wait(listener: &UnixListener, name: &str) -> (Beginning, Outcome) {
     let (asks, mut asked) = mpsc::channel(1);
+    let desk = Arc::new(Desk { asks, name: name.to_owned(), offer: OfferKey::generate() });
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(tokio::spawn(serve(stream, asks.clone()))),
+                Ok((stream, _)) => drop(tokio::spawn(serve(stream, Arc::clone(&desk)))),
                 Err(error) => {
-                    debug!(error = mesh_runtime::error_chain(&error), "can't accept a client");
+                    debug!(error = error_chain(&error), "can't accept a client");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -48,51 +81,77 @@ pub(super) async fn wait(listener: &UnixListener) -> (Founding, Outcome) {
     }
 }
 
-async fn serve(stream: UnixStream, asks: mpsc::Sender<(Founding, Outcome)>) {
+async fn serve(stream: UnixStream, desk: Arc<Desk>) {
     let service = service_fn(move |request| {
-        let asks = asks.clone();
-        async move { Ok::<_, Infallible>(answer(request, &asks).await) }
+        let desk = Arc::clone(&desk);
+        async move { Ok::<_, Infallible>(desk.answer(request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(CONNECTION_DEADLINE, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(error = mesh_runtime::error_chain(&error), "can't answer a client"),
+        Ok(Err(error)) => debug!(error = error_chain(&error), "can't answer a client"),
         Err(_) => debug!("a client of the control socket takes too long"),
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    asks: &mpsc::Sender<(Founding, Outcome)>,
-) -> Response<Full<Bytes>> {
-    if request.uri().path() == "/healthz" {
-        return response(StatusCode::OK, &json!("waits for docker swarm init"));
+impl Desk {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        match (&method, path.as_str()) {
+            (_, "/healthz") => response(StatusCode::OK, &json!("waits for docker swarm init or join")),
+            (&Method::POST, OFFER_PATH) => {
+                let key = BASE64.encode(self.offer.public());
+                response(StatusCode::OK, &json!({ "PublicKey": key, "Name": self.name }))
+            }
+            (&Method::POST, INIT_PATH | JOIN_PATH) => match self.beginning(&path, request).await {
+                Ok(beginning) => self.begin(beginning).await,
+                Err(reason) => refusal(StatusCode::BAD_REQUEST, &reason),
+            },
+            _ => {
+                let text =
+                    "this manager has no cluster yet: docker swarm init on this node's docker.sock makes one";
+                let mut refused = refusal(StatusCode::SERVICE_UNAVAILABLE, text);
+                refused.headers_mut().insert(NO_CLUSTER_HEADER, HeaderValue::from_static("1"));
+                refused
+            }
+        }
     }
-    if (request.method(), request.uri().path()) != (&Method::POST, INIT_PATH) {
-        let text = "this manager has no cluster yet: docker swarm init on this node's docker.sock makes one";
-        let mut refused = refusal(StatusCode::SERVICE_UNAVAILABLE, text);
-        refused.headers_mut().insert(NO_CLUSTER_HEADER, HeaderValue::from_static("1"));
-        return refused;
+
+    /// What a client gives this manager, checked.
+    async fn beginning(&self, path: &str, request: Request<Incoming>) -> Result<Beginning, String> {
+        let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| error.to_string())?.to_bytes();
+        if path == INIT_PATH {
+            let founding = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+            return Ok(Beginning { founding, handover: None });
+        }
+        let joining: Joining = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+        let sealed = BASE64.decode(joining.sealed).map_err(|error| error.to_string())?;
+        let handover = self.offer.open(&self.name, &sealed).map_err(|error| error_chain(&error))?;
+        let founding = Founding {
+            advertise: joining.advertise,
+            listen: joining.listen,
+            network_pool: None,
+            network_prefix: None,
+            joins: Some(handover.members.clone()),
+        };
+        Ok(Beginning { founding, handover: Some(handover) })
     }
-    let founding = match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
-        Ok(body) => serde_json::from_slice::<Founding>(&body.to_bytes()).map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    let founding = match founding {
-        Ok(founding) => founding,
-        Err(error) => return refusal(StatusCode::BAD_REQUEST, &error),
-    };
-    let (outcome, founded) = oneshot::channel();
-    // Only one is taken; of two clients at once the second is refused.
-    if asks.try_send((founding, outcome)).is_err() {
-        return refusal(StatusCode::SERVICE_UNAVAILABLE, "another client makes a cluster on this manager");
-    }
-    match founded.await {
-        Ok(Ok(value)) => response(StatusCode::OK, &value),
-        Ok(Err(reason)) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &reason),
-        Err(_) => refusal(StatusCode::SERVICE_UNAVAILABLE, "this manager stops"),
+
+    async fn begin(&self, beginning: Beginning) -> Response<Full<Bytes>> {
+        let (outcome, begun) = oneshot::channel();
+        // Only one is taken; of two clients at once the second is refused.
+        if self.asks.try_send((beginning, outcome)).is_err() {
+            let text = "another client gives this manager a cluster";
+            return refusal(StatusCode::SERVICE_UNAVAILABLE, text);
+        }
+        match begun.await {
+            Ok(Ok(value)) => response(StatusCode::OK, &value),
+            Ok(Err(reason)) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &reason),
+            Err(_) => refusal(StatusCode::SERVICE_UNAVAILABLE, "this manager stops"),
+        }
     }
 }
 

@@ -1,29 +1,43 @@
-//! A manager with an etcd of its own: waits for `docker swarm init`, founds the cluster, and serves
-//! it. A later start goes on with what was founded.
+//! A manager with an etcd of its own: waits for `docker swarm init` or `join`, founds the cluster
+//! or takes its place in one, and serves it, until it is to give its place up. A later start goes
+//! on with what was begun.
 //!
-//! Invariants: a cluster that can't be founded leaves nothing behind, and the manager waits again;
-//! etcd ends after everything that uses it.
+//! Invariants: a cluster that can't be founded or joined leaves nothing behind, and the manager
+//! waits again; etcd ends after everything that uses it.
 
+use std::net::SocketAddr;
 use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_runtime::{Components, follow_signals, supervisor, unix_socket};
+use mesh_state::cluster::EtcdPlace;
+use mesh_state::store::EtcdStore;
 use serde_json::json;
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::init_desk::Beginning;
+use super::unlock::Opening;
 use super::{
-    OWNERS_ALONE, SHUTDOWN_GRACE, Served, bind_tcp, init_desk, remove_socket, serve_cluster, unlock,
+    Managed, OWNERS_ALONE, SHUTDOWN_GRACE, Served, bind_tcp, init_desk, remove_socket, serve_cluster, unlock,
 };
 use crate::config::{Config, ManagedSettings};
+use crate::context::ApiContext;
 use crate::founding::{self, Founding};
-use crate::managed_etcd::{self, ManagedEtcd};
+use crate::handover::Handover;
+use crate::leader::etcd_members::Members;
+use crate::managed_etcd::resignation::{self, Outcome};
+use crate::managed_etcd::{self, ManagedEtcd, peer_url};
+use crate::orders::{ManagerOrder, Orders};
 
 /// How long a new cluster may take until it serves.
 const FOUNDING_LIMIT: Duration = Duration::from_secs(30);
+/// How long joining a cluster may take until this manager serves it.
+const JOINING_LIMIT: Duration = Duration::from_mins(1);
 /// How long etcd may take to end.
 const ETCD_GRACE: Duration = Duration::from_secs(6);
 
@@ -36,141 +50,338 @@ pub(super) async fn run(settings: ManagedSettings) -> anyhow::Result<()> {
         .into_std()?;
     components.spawn("signals", follow_signals(stop.clone()));
     components.spawn("systemd", supervisor::keep_told(async {}, stop.clone()));
-    let lived = live(&settings, &socket, &components).await;
+    let (orders, ordered) = mpsc::channel(1);
+    let socket_path = settings.socket.clone();
+    let mut life = Life { settings, socket: &socket, components: &components, orders };
+    let lived = life.live(ordered).await;
     stop.cancel();
     let ended = components.wait(SHUTDOWN_GRACE).await;
-    remove_socket(&settings.socket);
+    remove_socket(&socket_path);
     lived.and(ended)
 }
 
-async fn live(
-    settings: &ManagedSettings,
-    socket: &StdListener,
-    components: &Components,
-) -> anyhow::Result<()> {
-    let stop = components.stopping();
-    let Some(opening) = unlock::opened(&settings.data_dir, &share(socket)?, stop).await? else {
-        return Ok(());
-    };
-    let settings = &settings.unlocked_with(opening.key());
-    loop {
-        if let Some(founding) = Founding::load(&settings.data_dir)? {
-            let begun = begin(settings, &founding, socket, components, None).await?;
-            opening.serves();
-            return go_on(begun, stop).await;
-        }
-        supervisor::tell_status("waits for docker swarm init");
-        info!(socket = %settings.socket.display(), "no cluster yet: waits for docker swarm init on this node");
-        let waiting = share(socket)?;
-        let Some((founding, outcome)) = stop.run_until_cancelled(init_desk::wait(&waiting)).await else {
+/// What lives as long as the process.
+struct Life<'a> {
+    /// What it was started with, and the unlock key of the key file, if that is wrapped.
+    settings: ManagedSettings,
+    socket: &'a StdListener,
+    components: &'a Components,
+    orders: Orders,
+}
+
+/// What runs of a manager.
+struct Running {
+    /// Everything but etcd.
+    parts: Components,
+    own_etcd: Components,
+}
+
+impl Running {
+    /// Ends everything, etcd last.
+    async fn end(self) -> anyhow::Result<()> {
+        let parts = self.end_parts().await;
+        self.own_etcd.stopping().cancel();
+        let etcd = self.own_etcd.wait(ETCD_GRACE).await;
+        parts.and(etcd)
+    }
+
+    /// Ends everything but etcd.
+    async fn end_parts(&self) -> anyhow::Result<()> {
+        self.parts.stopping().cancel();
+        self.parts.clone().wait(SHUTDOWN_GRACE).await
+    }
+}
+
+/// How a beginning went.
+enum Begun {
+    /// The cluster is served; the token with which the node on this machine joins as a manager.
+    Serves(String, Box<ApiContext>),
+    /// An order came before.
+    Ordered(ManagerOrder),
+}
+
+/// How a beginning is meant.
+#[derive(Debug, Clone, Copy, Default)]
+struct Manner {
+    /// How long it may take; `None`: for ever.
+    limit: Option<Duration>,
+    /// Whether etcd forgets its other members.
+    force_new_cluster: bool,
+}
+
+impl Life<'_> {
+    async fn live(&mut self, mut ordered: mpsc::Receiver<ManagerOrder>) -> anyhow::Result<()> {
+        let stop = self.components.stopping();
+        let waiting = share(self.socket)?;
+        let Some(opening) = unlock::opened(&self.settings.data_dir, &waiting, stop).await? else {
             return Ok(());
         };
         drop(waiting);
-        match begin(settings, &founding, socket, components, Some(FOUNDING_LIMIT)).await {
-            Ok(begun) => {
-                let answer = json!({ "ManagerToken": begun.served.manager_token });
-                if outcome.send(Ok(answer)).is_err() {
-                    warn!("the client that made this cluster is gone");
+        self.settings = self.settings.unlocked_with(opening.key());
+        let mut opening = Some(opening);
+        let mut manner = Manner::default();
+        loop {
+            let Some((founding, running, begun)) = self.next(manner, &mut ordered).await? else {
+                return Ok(());
+            };
+            manner = Manner::default();
+            let order = match begun {
+                Begun::Ordered(order) => Some(order),
+                Begun::Serves(_, context) => {
+                    opening.take().into_iter().for_each(Opening::serves);
+                    let order = serve(&running, &mut ordered, stop).await;
+                    // The key file may have been wrapped, or its wrapping changed, since the start.
+                    self.settings = self.settings.unlocked_with(context.unlock_key());
+                    order
                 }
-                return go_on(begun, stop).await;
+            };
+            match order {
+                None => return running.end().await,
+                Some(ManagerOrder::Resign { force }) => {
+                    if self.resign(running, &founding, force).await? {
+                        self.settings = self.settings.unlocked_with(None);
+                    }
+                }
+                Some(ManagerOrder::ForceNewCluster) => {
+                    warn!("by order, this manager becomes the only one of its cluster");
+                    end_or_warn(running).await;
+                    manner.force_new_cluster = true;
+                }
+            }
+        }
+    }
+
+    /// Begins with what is on the disk, or with what a client asks for. Returns `None` when the
+    /// process stops.
+    async fn next(
+        &self,
+        manner: Manner,
+        ordered: &mut mpsc::Receiver<ManagerOrder>,
+    ) -> anyhow::Result<Option<(Founding, Running, Begun)>> {
+        let stop = self.components.stopping();
+        loop {
+            let (data, etcd) = (self.settings.data_dir.clone(), self.settings.etcd_directory());
+            let found = tokio::task::spawn_blocking(move || founding::settle(&data, &etcd)).await??;
+            let Some(founding) = found else {
+                match self.wait(ordered).await? {
+                    Some(begun) => return Ok(Some(begun)),
+                    None if stop.is_cancelled() => return Ok(None),
+                    None => continue,
+                }
+            };
+            let joins = founding.joins.is_some();
+            let manner = Manner { limit: joins.then_some(JOINING_LIMIT), ..manner };
+            let beginning = Beginning { founding, handover: None };
+            match self.begin(beginning, manner, ordered).await {
+                Err(_) if stop.is_cancelled() => return Ok(None),
+                Err(error) if joins => {
+                    warn!(error = format!("{error:#}"), "can't join the cluster: this manager waits again");
+                    self.clear().await?;
+                }
+                begun => return begun.map(Some),
+            }
+        }
+    }
+
+    /// Waits for a client that gives this manager a cluster. Returns `None` if there is no cluster
+    /// then, or the process stops.
+    async fn wait(
+        &self,
+        ordered: &mut mpsc::Receiver<ManagerOrder>,
+    ) -> anyhow::Result<Option<(Founding, Running, Begun)>> {
+        let stop = self.components.stopping();
+        supervisor::tell_status("waits for docker swarm init or join");
+        info!(
+            socket = %self.settings.socket.display(),
+            "no cluster yet: waits for docker swarm init or join on this node"
+        );
+        // An order that came twice was for what this manager was.
+        while ordered.try_recv().is_ok() {}
+        let waiting = share(self.socket)?;
+        let asked = stop.run_until_cancelled(init_desk::wait(&waiting, &self.settings.name)).await;
+        let Some((beginning, outcome)) = asked else { return Ok(None) };
+        drop(waiting);
+        let limit = if beginning.handover.is_some() { JOINING_LIMIT } else { FOUNDING_LIMIT };
+        let manner = Manner { limit: Some(limit), ..Manner::default() };
+        let told = match self.begin(beginning, manner, ordered).await {
+            Ok(begun) => {
+                let answer = match &begun.2 {
+                    Begun::Serves(token, _) => Ok(json!({ "ManagerToken": token })),
+                    Begun::Ordered(_) => Err("another call ended the attempt".to_owned()),
+                };
+                (Some(begun), answer)
             }
             Err(error) if stop.is_cancelled() => return Err(error),
             Err(error) => {
-                warn!(error = format!("{error:#}"), "can't make a cluster: this manager waits again");
-                let (data, etcd) = (settings.data_dir.clone(), settings.etcd_directory());
-                tokio::task::spawn_blocking(move || founding::clear(&data, &etcd)).await??;
-                if outcome.send(Err(format!("{error:#}"))).is_err() {
-                    warn!("the client that wanted a cluster is gone");
-                }
+                warn!(error = format!("{error:#}"), "there is no cluster: this manager waits again");
+                self.clear().await?;
+                (None, Err(format!("{error:#}")))
+            }
+        };
+        let (begun, answer) = told;
+        if outcome.send(answer).is_err() {
+            warn!("the client that gave this manager a cluster is gone");
+        }
+        Ok(begun)
+    }
+
+    /// Starts etcd and all that uses it. What was started is ended again on an error.
+    async fn begin(
+        &self,
+        Beginning { mut founding, handover }: Beginning,
+        manner: Manner,
+        ordered: &mut mpsc::Receiver<ManagerOrder>,
+    ) -> anyhow::Result<(Founding, Running, Begun)> {
+        let config = self.settings.config(&founding)?;
+        let force_new_cluster = manner.force_new_cluster;
+        let etcd = ManagedEtcd { force_new_cluster, ..self.settings.etcd(&founding) };
+        let running = Running { parts: self.components.phase(), own_etcd: Components::default() };
+        let begun = {
+            let starting = self.start(&config, etcd, (&founding, handover), &running, manner.limit);
+            tokio::select! {
+                started = Box::pin(starting) => started.map(|(token, context)| Begun::Serves(token, Box::new(context))),
+                Some(order) = ordered.recv() => Ok(Begun::Ordered(order)),
+            }
+        };
+        let has_joined = founding.joins.is_some() && matches!(begun, Ok(Begun::Serves(..)));
+        let kept = if has_joined {
+            founding.joins = None;
+            let (founding, data) = (founding.clone(), config.data_dir.clone());
+            tokio::task::spawn_blocking(move || founding.store(&data)).await?.map_err(anyhow::Error::from)
+        } else {
+            Ok(())
+        };
+        match kept.and(begun) {
+            Ok(begun) => Ok((founding, running, begun)),
+            Err(error) => {
+                let ended = running.end().await;
+                ended.context(format!("{error:#}"))?;
+                Err(error)
             }
         }
     }
-}
 
-/// A manager that serves its cluster.
-struct Begun {
-    /// Everything but etcd.
-    parts: Components,
-    etcd: Components,
-    served: Served,
-}
+    /// Starts everything. Returns the managers' join token, and the cluster, once it is served.
+    async fn start(
+        &self,
+        config: &Config,
+        etcd: ManagedEtcd,
+        (founding, handover): (&Founding, Option<Handover>),
+        running: &Running,
+        limit: Option<Duration>,
+    ) -> anyhow::Result<(String, ApiContext)> {
+        let (parts, own_etcd) = (&running.parts, &running.own_etcd);
+        let listeners = bind_tcp(config, share(self.socket)?).await?;
+        prepare(config, &etcd, founding, handover).await?;
+        let managed = Managed { pki: etcd.certificates(), orders: self.orders.clone() };
+        let (failure, failed) = watch::channel(None);
+        let ends = own_etcd.stopping().clone();
+        own_etcd.spawn("etcd", async move { Ok(managed_etcd::supervise(etcd, failure, ends).await?) });
+        let serving = serve_cluster(config, listeners, parts, Some(managed));
+        let served = tokio::select! {
+            served = serving => served?,
+            () = own_etcd.stopping().cancelled() => anyhow::bail!("etcd can't be started: is the package etcd-server installed?"),
+            () = late(limit) => {
+                let reason = failed.borrow().clone().unwrap_or_else(|| "etcd doesn't answer".to_owned());
+                let seconds = limit.unwrap_or_default().as_secs();
+                anyhow::bail!("the cluster doesn't serve within {seconds} s: {reason}");
+            }
+        };
+        let served = served.context("this manager stops")?;
+        start_upkeep(config, parts, &served);
+        Ok((served.manager_token, served.context))
+    }
 
-/// Starts etcd and all that uses it. What was started is ended again on an error.
-async fn begin(
-    settings: &ManagedSettings,
-    founding: &Founding,
-    socket: &StdListener,
-    components: &Components,
-    limit: Option<Duration>,
-) -> anyhow::Result<Begun> {
-    let config = settings.config(founding)?;
-    let etcd = settings.etcd(founding);
-    let (parts, own_etcd) = (components.phase(), Components::default());
-    let started = Box::pin(start(&config, etcd, founding, socket, (&parts, &own_etcd), limit)).await;
-    match started {
-        Ok(served) => Ok(Begun { parts, etcd: own_etcd, served }),
-        Err(error) => {
-            let ended = end(parts, own_etcd).await;
-            ended.context(format!("{error:#}"))?;
-            Err(error)
+    /// Gives up this manager's place in etcd, removes what it has of the cluster, and lets it wait
+    /// again. The last manager goes on instead, unless by force. Returns whether it waits.
+    async fn resign(&self, running: Running, founding: &Founding, force: bool) -> anyhow::Result<bool> {
+        info!(force, "this manager gives up its place");
+        if let Err(error) = running.end_parts().await {
+            warn!(error = format!("{error:#}"), "a part of this manager did not end in order");
         }
+        let etcd = self.settings.etcd(founding);
+        let store = EtcdStore::open(etcd.access()).await?;
+        let outcome = resignation::resign(&store, &peer_url(etcd.advertise), force).await;
+        drop(store);
+        end_or_warn(running).await;
+        if outcome == Outcome::Last && !force {
+            warn!("this is the last manager of its cluster: it stays one");
+            return Ok(false);
+        }
+        info!(?outcome, "this manager is none any more: remove the cluster's state from it");
+        self.clear().await.map(|()| true)
+    }
+
+    /// Removes what belongs to a cluster.
+    async fn clear(&self) -> anyhow::Result<()> {
+        let (data, etcd) = (self.settings.data_dir.clone(), self.settings.etcd_directory());
+        Ok(tokio::task::spawn_blocking(move || founding::clear(&data, &etcd)).await??)
     }
 }
 
-async fn start(
+/// Writes what the manager needs before etcd starts: the founding first, see [`founding::settle`].
+async fn prepare(
     config: &Config,
-    etcd: ManagedEtcd,
+    etcd: &ManagedEtcd,
     founding: &Founding,
-    socket: &StdListener,
-    (parts, own_etcd): (&Components, &Components),
-    limit: Option<Duration>,
-) -> anyhow::Result<Served> {
-    let listeners = bind_tcp(config, share(socket)?).await?;
-    let (founding, data, preparing) = (founding.clone(), config.data_dir.clone(), etcd.clone());
+    handover: Option<Handover>,
+) -> anyhow::Result<()> {
+    let (founding, data, etcd) = (founding.clone(), config.data_dir.clone(), etcd.clone());
     tokio::task::spawn_blocking(move || {
         founding.store(&data)?;
-        preparing.prepare()?;
+        if let Some(handover) = handover {
+            handover.store(&data, &etcd.certificates())?;
+        }
+        etcd.prepare()?;
         anyhow::Ok(())
     })
-    .await??;
-    let (failure, failed) = watch::channel(None);
-    let ends = own_etcd.stopping().clone();
-    own_etcd.spawn("etcd", async move { Ok(managed_etcd::supervise(etcd, failure, ends).await?) });
-    let serving = serve_cluster(config, listeners, parts);
-    let served = tokio::select! {
-        served = serving => served?,
-        () = own_etcd.stopping().cancelled() => anyhow::bail!("etcd can't be started: is the package etcd-server installed?"),
-        () = late(limit) => {
-            let reason = failed.borrow().clone().unwrap_or_else(|| "etcd doesn't answer".to_owned());
-            anyhow::bail!("the cluster doesn't serve within {} s: {reason}", FOUNDING_LIMIT.as_secs());
-        }
-    };
-    let served = served.context("this manager stops")?;
-    let upkeep = managed_etcd::upkeep::run(served.etcd.clone(), parts.stopping().clone());
+    .await?
+}
+
+/// Starts what keeps etcd and its members in order.
+fn start_upkeep(config: &Config, parts: &Components, served: &Served) {
+    let upkeep = managed_etcd::upkeep::run(Arc::clone(&served.etcd), parts.stopping().clone());
     parts.spawn("etcd's upkeep", async move {
         upkeep.await;
         Ok(())
     });
-    Ok(served)
+    let members = Members {
+        etcd: Arc::clone(&served.etcd),
+        store: Arc::clone(&served.context.store),
+        feed: served.context.feed.clone(),
+        leadership: served.leadership.clone(),
+        own_node: served.context.own_node.follow(),
+        own: EtcdPlace {
+            name: config.name.clone(),
+            peer_url: peer_url(config.advertise),
+            address: SocketAddr::new(config.advertise, config.advertise_port).to_string(),
+        },
+    };
+    let stop = parts.stopping().clone();
+    parts.spawn("etcd's members", async move {
+        members.run(stop).await;
+        Ok(())
+    });
 }
 
-/// Serves until the process stops, or until a part or etcd fails.
-async fn go_on(begun: Begun, stop: &CancellationToken) -> anyhow::Result<()> {
+/// Serves until the process stops, a part or etcd fails, or an order comes, which it returns.
+async fn serve(
+    running: &Running,
+    ordered: &mut mpsc::Receiver<ManagerOrder>,
+    stop: &CancellationToken,
+) -> Option<ManagerOrder> {
     tokio::select! {
-        () = stop.cancelled() => {}
-        () = begun.parts.stopping().cancelled() => {}
-        () = begun.etcd.stopping().cancelled() => {}
+        () = stop.cancelled() => None,
+        () = running.parts.stopping().cancelled() => None,
+        () = running.own_etcd.stopping().cancelled() => None,
+        order = ordered.recv() => order,
     }
-    end(begun.parts, begun.etcd).await
 }
 
-/// Ends everything, etcd last.
-async fn end(parts: Components, etcd: Components) -> anyhow::Result<()> {
-    parts.stopping().cancel();
-    let parts = parts.wait(SHUTDOWN_GRACE).await;
-    etcd.stopping().cancel();
-    let etcd = etcd.wait(ETCD_GRACE).await;
-    parts.and(etcd)
+async fn end_or_warn(running: Running) {
+    if let Err(error) = running.end().await {
+        warn!(error = format!("{error:#}"), "a part of this manager did not end in order");
+    }
 }
 
 async fn late(limit: Option<Duration>) {

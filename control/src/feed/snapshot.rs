@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 use ipnet::Ipv4Net;
 use mesh_state::Timestamp;
 use mesh_state::attachment::AttachedContainer;
-use mesh_state::cluster::{Cluster, Manager};
+use mesh_state::cluster::{Cluster, EtcdPlace, Manager};
 use mesh_state::codec;
 use mesh_state::dependency::{Dependency, DependencyKind};
 use mesh_state::ids::{AttachmentId, BackendId, DependencyId, NetworkId, NodeId, ServiceId, TaskId};
@@ -68,6 +68,8 @@ pub struct ClusterSnapshot {
     pub leader: Option<Stored<Manager>>,
     /// Managers that are alive, by name.
     pub managers: BTreeMap<String, Stored<Manager>>,
+    /// Managers' places in the etcd that they run, by node; none with an etcd of the operator's.
+    pub etcd_places: BTreeMap<NodeId, Stored<EtcdPlace>>,
     /// Services by id.
     pub services: Shared<BTreeMap<ServiceId, Stored<Service>>>,
     /// Versions of services' specs that tasks were made from.
@@ -236,6 +238,7 @@ impl ClusterSnapshot {
             Key::Cluster => self.cluster = self.read(item).or(self.cluster.take()),
             Key::Leader => self.leader = self.read(item).or(self.leader.take()),
             Key::Manager(name) => keep(self.read(item), name, &mut self.managers),
+            Key::EtcdPlace(node) => keep(self.read(item), node, &mut self.etcd_places),
             Key::Service(id) => self.put_service(id, item),
             Key::Spec(service, version) => keep(self.read(item), (service, version), &mut self.specs),
             Key::Name(kind, name) => keep(self.read(item), (kind, name), &mut self.names),
@@ -288,6 +291,7 @@ impl ClusterSnapshot {
             Key::Cluster => self.cluster = None,
             Key::Leader => self.leader = None,
             Key::Manager(name) => drop(self.managers.remove(&name)),
+            Key::EtcdPlace(node) => drop(self.etcd_places.remove(&node)),
             Key::Service(id) => drop(self.services.remove(&id)),
             Key::Spec(service, version) => drop(self.specs.remove(&(service, version))),
             Key::Name(kind, name) => drop(self.names.remove(&(kind, name))),

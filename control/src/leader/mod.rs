@@ -2,9 +2,10 @@
 //!
 //! Purpose: [`election`] decides whether this manager leads, [`driver`] runs the planners on each
 //! new snapshot, [`commit`] turns their plans into transactions, [`compaction`] drops etcd's old
-//! revisions, [`metrics`] counts the planners' passes.
+//! revisions, [`etcd_members`] keeps etcd's members in step with the managers, [`metrics`] counts
+//! the planners' passes.
 //!
-//! Invariant: every write of this module compares the leader's key, so that a former leader writes
+//! Invariant: every write of a leader compares the leader's key, so that a former leader writes
 //! nothing.
 //!
 //! Left to others: the decisions (planners).
@@ -13,4 +14,5 @@ pub mod commit;
 pub mod compaction;
 pub mod driver;
 pub mod election;
+pub mod etcd_members;
 pub mod metrics;

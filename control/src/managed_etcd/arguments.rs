@@ -1,35 +1,43 @@
 //! The child's command line. Pure.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 
 use mesh_etcd_pki::MEMBER_NAME;
 
-use super::{CLIENT_PORT, ManagedEtcd, PEER_PORT};
+use super::{CLIENT_PORT, ManagedEtcd, peer_url};
 
 /// The most bytes of the child's database. Beyond it, etcd refuses writes until some are deleted; a
 /// cluster of a hundred nodes and ten thousand tasks takes less than a tenth.
 pub const QUOTA_BYTES: u64 = 4 << 30;
 
 impl ManagedEtcd {
-    /// The arguments of the child that begins, or goes on with, a cluster of one member.
+    /// The arguments of the child.
     ///
-    /// etcd reads the `initial` ones only while its data directory is empty.
+    /// etcd reads the `initial` ones only while its data directory is empty; from then on, the
+    /// members are in its data.
     pub fn arguments(&self) -> Vec<OsString> {
         let pki = self.certificates();
         let file = |name: &str| pki.join(name).into_os_string();
         let text = OsString::from;
         let clients = format!("https://127.0.0.1:{CLIENT_PORT}");
-        let peers = format!("https://{}", SocketAddr::new(self.advertise, PEER_PORT));
+        let peers = peer_url(self.advertise);
+        let (state, members) = match &self.joins {
+            Some(members) => {
+                let members: Vec<String> =
+                    members.iter().map(|(name, url)| format!("{name}={url}")).collect();
+                ("existing", members.join(","))
+            }
+            None => ("new", format!("{}={peers}", self.name)),
+        };
         let flags: [(&str, OsString); 21] = [
             ("--name", text(self.name.clone())),
             ("--data-dir", self.data().into_os_string()),
             ("--listen-client-urls", text(clients.clone())),
             ("--advertise-client-urls", text(clients)),
             ("--listen-peer-urls", text(peers.clone())),
-            ("--initial-advertise-peer-urls", text(peers.clone())),
-            ("--initial-cluster", text(format!("{}={peers}", self.name))),
-            ("--initial-cluster-state", text("new".to_owned())),
+            ("--initial-advertise-peer-urls", text(peers)),
+            ("--initial-cluster", text(members)),
+            ("--initial-cluster-state", text(state.to_owned())),
             ("--client-cert-auth", text("true".to_owned())),
             ("--trusted-ca-file", file("ca.pem")),
             ("--cert-file", file("member.pem")),
@@ -44,6 +52,7 @@ impl ManagedEtcd {
             ("--log-outputs", text("stderr".to_owned())),
             ("--log-level", text("warn".to_owned())),
         ];
+        let forces = self.force_new_cluster.then(|| text("--force-new-cluster".to_owned()));
         flags
             .into_iter()
             .map(|(name, value)| {
@@ -52,6 +61,7 @@ impl ManagedEtcd {
                 flag.push(value);
                 flag
             })
+            .chain(forces)
             .collect()
     }
 }
@@ -60,24 +70,47 @@ impl ManagedEtcd {
 mod tests {
     use super::*;
 
-    #[test]
-    fn nothing_is_served_in_plain_text_or_to_anybody_without_a_certificate() {
-        let etcd = ManagedEtcd {
+    fn etcd() -> ManagedEtcd {
+        ManagedEtcd {
             program: "etcd".into(),
             directory: "/d".into(),
             name: "m1".to_owned(),
             advertise: [10, 0, 0, 1].into(),
-        };
-        let arguments: Vec<String> =
-            etcd.arguments().into_iter().map(|one| one.to_string_lossy().into_owned()).collect();
+            joins: None,
+            force_new_cluster: false,
+        }
+    }
+
+    fn arguments(etcd: &ManagedEtcd) -> Vec<String> {
+        etcd.arguments().into_iter().map(|one| one.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn a_manager_that_joins_names_all_members() {
+        let members = [("m0", "https://10.0.0.9:2380"), ("m1", "https://10.0.0.1:2380")];
+        let members = members.map(|(name, url)| (name.to_owned(), url.to_owned()));
+        let joins = arguments(&ManagedEtcd { joins: Some(members.into()), ..etcd() });
+        for expected in [
+            "--initial-cluster=m0=https://10.0.0.9:2380,m1=https://10.0.0.1:2380",
+            "--initial-cluster-state=existing",
+        ] {
+            assert!(joins.iter().any(|one| one == expected), "expected {expected} in {joins:?}");
+        }
+        let forced = arguments(&ManagedEtcd { force_new_cluster: true, ..etcd() });
+        assert_eq!(forced.last().map(String::as_str), Some("--force-new-cluster"));
+    }
+
+    #[test]
+    fn nothing_is_served_in_plain_text_or_to_anybody_without_a_certificate() {
+        let arguments = arguments(&etcd());
         assert!(!arguments.iter().any(|one| one.contains("http://")), "plain text in {arguments:?}");
         for expected in [
-            "--listen-client-urls=https://127.0.0.1:4802",
-            "--listen-peer-urls=https://10.0.0.1:4803",
+            "--listen-client-urls=https://127.0.0.1:2379",
+            "--listen-peer-urls=https://10.0.0.1:2380",
             "--client-cert-auth=true",
             "--peer-client-cert-auth=true",
             "--peer-cert-allowed-cn=mesh-etcd",
-            "--initial-cluster=m1=https://10.0.0.1:4803",
+            "--initial-cluster=m1=https://10.0.0.1:2380",
         ] {
             assert!(arguments.iter().any(|one| one == expected), "expected {expected} in {arguments:?}");
         }

@@ -34,13 +34,15 @@ const CERTIFICATE_INTERVAL: Duration = Duration::from_hours(1);
 /// # Errors
 /// The program can't be started at all.
 pub async fn supervise(
-    etcd: ManagedEtcd,
+    mut etcd: ManagedEtcd,
     failure: watch::Sender<Option<String>>,
     shutdown: CancellationToken,
 ) -> Result<(), ManagedEtcdError> {
     let mut backoff = Backoff::new(RESTART_FIRST, RESTART_CAP);
     loop {
         let mut child = start(&etcd)?;
+        // A later start must not forget members that came since.
+        etcd.force_new_cluster = false;
         let begun = Instant::now();
         info!(pid = child.id(), directory = %etcd.directory.display(), "etcd runs");
         let Some(ended) = attend(&etcd, &mut child, &shutdown).await else {

@@ -12,9 +12,12 @@
 pub mod arguments;
 mod certificates;
 mod child;
+pub mod plan;
+pub mod resignation;
 pub mod upkeep;
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use chrono::Utc;
@@ -24,11 +27,10 @@ use thiserror::Error;
 
 pub use child::supervise;
 
-/// The port at which clients on this machine reach the child. Not etcd's usual ports: on those, the
-/// service of Debian's `etcd-server` starts with the package.
-pub const CLIENT_PORT: u16 = 4802;
+/// The port at which clients on this machine reach the child.
+pub const CLIENT_PORT: u16 = 2379;
 /// The port at which other managers' members reach it.
-pub const PEER_PORT: u16 = 4803;
+pub const PEER_PORT: u16 = 2380;
 
 /// Where the child keeps what, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +43,16 @@ pub struct ManagedEtcd {
     pub name: String,
     /// The address at which other managers reach it.
     pub advertise: IpAddr,
+    /// The members of the cluster that it joins, itself included: peer URLs by name. `None` for the
+    /// first member.
+    pub joins: Option<BTreeMap<String, String>>,
+    /// Whether its first start forgets all other members.
+    pub force_new_cluster: bool,
+}
+
+/// The URL at which other members reach the one at `address`.
+pub fn peer_url(address: IpAddr) -> String {
+    format!("https://{}", SocketAddr::new(address, PEER_PORT))
 }
 
 /// Why the child can't be run.

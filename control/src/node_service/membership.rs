@@ -28,6 +28,7 @@ use mesh_state::store::{Compare, Op, TxnOutcome};
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use super::own_etcd::OwnEtcd;
 use crate::ca::Authority;
 use crate::context::ApiContext;
 
@@ -44,6 +45,8 @@ pub struct Admission {
     pub door: Arc<Door>,
     /// Counts the calls of each address.
     pub rates: JoinRates,
+    /// The etcd that this manager runs; `None` with an etcd of the operator's.
+    pub own_etcd: Option<OwnEtcd>,
 }
 
 /// The rate limit of join calls for each address.

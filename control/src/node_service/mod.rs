@@ -22,6 +22,8 @@ mod logs;
 pub mod mailbox;
 pub mod membership;
 pub mod mesh_table;
+pub mod new_manager;
+pub mod own_etcd;
 pub mod recorder;
 mod renewal;
 pub mod renewing_server;

@@ -28,7 +28,7 @@ use mesh_state::ids::NodeId;
 use mesh_state::node::NodeState;
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
-use mesh_state::proto::{AgentMessage, ControlMessage, Hello, Welcome};
+use mesh_state::proto::{self, AgentMessage, ControlMessage, Hello, Welcome};
 use mesh_state::report;
 use mesh_state::store::generation_of;
 use mesh_state::task::RegistryAuth;
@@ -94,9 +94,9 @@ pub(super) struct Session {
     /// the one in use first.
     takes_cookies: bool,
     told_keys: Option<(Vec<u64>, bool)>,
-    /// Whether the node's agent takes the managers' addresses, and those that it was sent.
+    /// Whether the node's agent takes the managers' addresses, and what it was sent of them.
     takes_managers: bool,
-    told_managers: Vec<String>,
+    told_managers: proto::Managers,
     unacknowledged: Unacknowledged,
     /// Since when the node sends messages and has its engine; `None` while it is silent.
     heard_since: Option<Timestamp>,
@@ -140,7 +140,7 @@ impl Session {
             takes_cookies: false,
             told_keys: None,
             takes_managers: false,
-            told_managers: Vec::new(),
+            told_managers: proto::Managers::default(),
             unacknowledged: Unacknowledged::default(),
             heard_since: None,
             engine_away: false,

@@ -19,8 +19,9 @@ use mesh_state::keys;
 use mesh_state::node::NodeState;
 use mesh_state::proto::node_service_server::NodeService;
 use mesh_state::proto::{
-    AgentMessage, AttachRequest, AttachResponse, ControlMessage, DetachRequest, DetachResponse, EndsTaken,
-    LeaveRequest, LeaveResponse, LogBatch, LogsTaken, RenewRequest, RenewResponse, TaskStatuses,
+    AgentMessage, AttachRequest, AttachResponse, BecomeManagerRequest, BecomeManagerResponse, ControlMessage,
+    DetachRequest, DetachResponse, EndsTaken, LeaveRequest, LeaveResponse, LogBatch, LogsTaken, RenewRequest,
+    RenewResponse, TaskStatuses,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -226,6 +227,14 @@ impl NodeService for SessionService {
         self.1.renew(&node, &request.get_ref().csr_pem).await
     }
 
+    async fn become_manager(
+        &self,
+        request: Request<BecomeManagerRequest>,
+    ) -> Result<Response<BecomeManagerResponse>, Status> {
+        let node = self.member(&request).await?;
+        self.1.become_manager(&node, request.into_inner()).await
+    }
+
     async fn report_ends(&self, request: Request<TaskStatuses>) -> Result<Response<EndsTaken>, Status> {
         let node = self.member(&request).await?;
         ends::take(&self.0.context.reports, &self.0.context.cluster.snapshot(), &node, request.into_inner())?;
@@ -307,6 +316,7 @@ mod tests {
             logs: Arc::default(),
             at_rest: watch::channel(i64::MAX).1,
             stopping: CancellationToken::new(),
+            orders: None,
         };
         let refusals = Refusals::register(&prometheus::Registry::new()).unwrap();
         let door = Door::new(Listener::Nodes, Listener::Nodes.figures(), refusals);

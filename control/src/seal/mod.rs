@@ -5,7 +5,8 @@
 //! sealed value opens only for the purpose it was sealed for; decrypted bytes are wiped when
 //! dropped.
 //!
-//! Left to others: what is sealed, and carrying the key file to further managers.
+//! Left to others: what is sealed, and carrying the key to further managers
+//! ([`crate::handover`]).
 
 pub mod key_file;
 pub mod unlock_key;
@@ -88,6 +89,11 @@ impl Sealer {
     /// A sealer with this key.
     pub fn new(key: &Zeroizing<[u8; KEY_BYTES]>) -> Self {
         Self { cipher: XChaCha20Poly1305::new(&Key::from(**key)), key: key.clone() }
+    }
+
+    /// The key, for a further manager.
+    pub fn key(&self) -> &Zeroizing<[u8; KEY_BYTES]> {
+        &self.key
     }
 
     /// Seals `plaintext`; it opens for the same `purpose` only.

@@ -29,12 +29,6 @@ pub const fn node_cert_expiry_ns() -> u64 {
     90 * 24 * 3_600 * 1_000_000_000
 }
 
-/// The default pool of tasks' addresses: as many /24 as 4 096 nodes need, apart from what engines
-/// give their own networks.
-pub const fn task_pool() -> Ipv4Net {
-    Ipv4Net::new_assert(Ipv4Addr::new(10, 128, 0, 0), 12)
-}
-
 /// Swarm's pool of networks' subnets: 10.0.0.0/8.
 pub const fn network_pool() -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8)
@@ -119,4 +113,16 @@ pub struct Manager {
     /// Whether it sends its nodes the secrets that members share, and their changes.
     #[serde(default)]
     pub tells_member_keys: bool,
+}
+
+/// A manager's place in the etcd that managers run, whether or not it is alive. It is written when
+/// the manager is admitted, and removed once its member is out of etcd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdPlace {
+    /// The manager's name, which is also the member's.
+    pub name: String,
+    /// The URL at which the other members reach it.
+    pub peer_url: String,
+    /// The address at which agents reach the manager.
+    pub address: String,
 }

@@ -4,6 +4,7 @@
 //! /mesh/v1/cluster                      one record
 //! /mesh/v1/leader                       election, bound to a lease
 //! /mesh/v1/managers/{name}              a manager that is alive, and its node, bound to its lease
+//! /mesh/v1/etcd-places/{node}          a manager's place in the etcd that managers run
 //! /mesh/v1/services/{id}
 //! /mesh/v1/specs/{service}/{version}    immutable
 //! /mesh/v1/names/{kind}/{name} → id     created iff absent, with the object
@@ -46,6 +47,12 @@ pub const LEADER: &str = "/mesh/v1/leader";
 pub fn manager(name: &str) -> String {
     format!("{ROOT}managers/{name}")
 }
+
+/// A manager's place in the etcd that managers run, by its node.
+pub fn etcd_place(node: &NodeId) -> String {
+    format!("{ROOT}etcd-places/{node}")
+}
+
 /// The backend id given last.
 pub const BACKEND_CURSOR: &str = "/mesh/v1/backend-cursor";
 
@@ -154,6 +161,8 @@ pub enum Key {
     Leader,
     /// A living manager.
     Manager(String),
+    /// The place of a node's manager in etcd.
+    EtcdPlace(NodeId),
     /// The record of a service.
     Service(ServiceId),
     /// A version of a service's spec.
@@ -207,6 +216,7 @@ pub fn parse(key: &str) -> Option<Key> {
         ("cluster", None, None) => Key::Cluster,
         ("leader", None, None) => Key::Leader,
         ("managers", Some(name), None) => Key::Manager(name.to_owned()),
+        ("etcd-places", Some(node), None) => Key::EtcdPlace(node.into()),
         ("backend-cursor", None, None) => Key::BackendCursor,
         ("network-cursor", None, None) => Key::NetworkCursor,
         ("member-keys", None, None) => Key::MemberKeys,
@@ -240,6 +250,7 @@ mod tests {
             (CLUSTER.to_owned(), Key::Cluster),
             (LEADER.to_owned(), Key::Leader),
             (manager("m"), Key::Manager("m".into())),
+            (etcd_place(&node_id), Key::EtcdPlace(node_id.clone())),
             (BACKEND_CURSOR.to_owned(), Key::BackendCursor),
             (NETWORK_CURSOR.to_owned(), Key::NetworkCursor),
             (MEMBER_KEYS.to_owned(), Key::MemberKeys),

@@ -1,8 +1,9 @@
-//! A node that leaves: the cluster takes note at once, of that node only.
+//! A node that leaves: the cluster takes note at once, of that node only. And one that wants to be
+//! a manager: its role decides.
 
 use mesh_state::fixtures::EtcdProcess;
-use mesh_state::proto::LeaveRequest;
 use mesh_state::proto::node_service_client::NodeServiceClient;
+use mesh_state::proto::{BecomeManagerRequest, LeaveRequest};
 use tonic::Code;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
@@ -50,4 +51,24 @@ async fn a_node_leaves_for_itself_and_is_down_at_once() {
         (of(&leaver.id) == Some("down") && of(&other.id) == Some("ready")).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_gets_nothing_of_what_managers_have() {
+    let etcd = EtcdProcess::start().await.unwrap();
+    let manager = Manager::start("m1", &etcd, None).await;
+    let (token, ca) = (manager.join_token(), ca_pem(&etcd).await);
+    let worker = join(manager.nodes, &token, &ca, "node-1").await.unwrap();
+    let request = BecomeManagerRequest {
+        public_key: vec![9; 32],
+        advertise: "10.0.0.2:2377".to_owned(),
+        name: "m2".to_owned(),
+    };
+    let trusting = || ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&ca));
+    let own = trusting().identity(Identity::from_pem(&worker.certificate_pem, &worker.key_pem));
+    for (tls, expected) in [(trusting(), Code::Unauthenticated), (own, Code::PermissionDenied)] {
+        let channel = connect(manager.nodes, tls).await.unwrap();
+        let refused = NodeServiceClient::new(channel).become_manager(request.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), expected, "{refused}");
+    }
 }

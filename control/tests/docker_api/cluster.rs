@@ -99,6 +99,7 @@ impl Cluster {
             logs: Arc::default(),
             at_rest: tokio::sync::watch::channel(i64::MAX).1,
             stopping: shutdown.clone(),
+            orders: None,
         };
         let registry = Registry::new();
         let router = api::router(context.clone(), ApiMetrics::register(&registry).unwrap());

@@ -244,7 +244,7 @@ async fn the_swarm_accepts_the_changes_that_mesh_supports() {
         ("/swarm/init", 503, "This node is already part of a swarm."),
         ("/swarm/join", 503, "This node is already part of a swarm."),
         ("/swarm/leave", 503, "You are attempting to leave the swarm"),
-        ("/swarm/leave?force=1", 501, "leaving is not served by mesh"),
+        ("/swarm/leave?force=1", 501, "leaving is served on the node's own docker.sock"),
         ("/swarm/unlock", 409, "swarm is not locked"),
         ("/swarm/nonsense", 404, "page not found"),
     ] {

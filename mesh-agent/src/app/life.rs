@@ -4,7 +4,6 @@
 //! is alone; an error that no client asked for ends the process, for its supervisor to restart it.
 
 use std::pin::pin;
-use std::time::Duration;
 
 use mesh_runtime::Components;
 use tokio::sync::watch;
@@ -16,10 +15,7 @@ use crate::config::{Config, hostname};
 use crate::control_link::identity::Identity;
 use crate::control_link::place::Place;
 use crate::enrolment::attempt::{self, Admitted};
-use crate::enrolment::{Call, Desk, EnrolmentError, JoinOrder, LocalState, Reply};
-
-/// How long a client waits for the node to be a member, as in Swarm.
-const JOIN_LIMIT: Duration = Duration::from_secs(20);
+use crate::enrolment::{Call, Desk, EnrolmentError, JOIN_LIMIT, JoinOrder, LocalState, Reply};
 
 /// What a member begins with: its settings, and its identity unless it is to join by its flags.
 pub(super) type Beginning = (Config, Option<Identity>);
@@ -183,7 +179,13 @@ async fn join(
 
 /// Stores what the node got as it joined: the place first, as an identity alone names no manager.
 fn settle(process: &Process, order: &JoinOrder, admitted: Admitted) -> anyhow::Result<Beginning> {
-    let place = Place { managers: admitted.managers, address: order.address, left: false };
+    let place = Place {
+        managers: admitted.managers,
+        address: order.address,
+        advertise: order.advertise,
+        listen: Some(order.listen),
+        left: false,
+    };
     let config = Config::new(placed(&process.args, &place))?;
     place.store(&process.args.data_dir)?;
     admitted.identity.store(&process.args.data_dir)?;

@@ -119,9 +119,9 @@ pub(super) async fn start(
     start_telling_manager(components, &config, views.clone());
     start_cache(components, config.data_dir.clone(), views, keys);
     let state = State { view, relay_keys, connected, expelled, applied, encryption, loads };
-    let attachments = Arc::clone(&process.attachments);
+    let shown = (Arc::clone(&process.attachments), Arc::clone(&process.promotions));
     let membership =
-        Membership { config, identity, state, datapath, proxy, datapath_name, node, local, attachments };
+        Membership { config, identity, state, datapath, proxy, datapath_name, node, local, shown };
     components.spawn("membership", membership.run(components.clone()));
     Ok(is_connected)
 }
@@ -154,9 +154,10 @@ fn start_names(
     });
 }
 
-/// Starts sending the node's id to the manager on this machine, once there is one.
+/// Starts sending the node's id to the manager on this machine, if one is configured.
 fn start_telling_manager(components: &Components, config: &Config, views: watch::Receiver<Arc<NodeView>>) {
-    let (control, stop) = (config.control_socket.clone(), components.stopping().clone());
+    let Some(control) = config.control_socket.clone() else { return };
+    let stop = components.stopping().clone();
     components.spawn("manager's node", async move {
         docker_api::tell_manager(control, views, stop).await;
         Ok(())

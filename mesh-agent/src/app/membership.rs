@@ -2,6 +2,7 @@
 //!
 //! Invariant: what carries traffic never waits for this module.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,8 @@ use crate::control_link::place::Place;
 use crate::control_link::renewal::Renewal;
 use crate::control_link::{Link, LinkChannels, join_any};
 use crate::datapath::Datapath;
-use crate::docker_api::{Attachments, keep_attachments};
+use crate::docker_api::{Attachments, ManagerRole, Promotion, Promotions, keep_attachments};
+use crate::enrolment::address::MANAGER_PORT;
 use crate::metrics::NodeFacts;
 use crate::proxy::Proxy;
 use crate::task::bridge::BridgePlan;
@@ -60,9 +62,9 @@ pub(super) struct Membership {
     pub(super) node: watch::Sender<NodeFacts>,
     /// The addresses of this node's tasks.
     pub(super) local: Arc<LocalTasks>,
-    /// Takes what lets clients put containers on the cluster's networks, once this node is a
-    /// member.
-    pub(super) attachments: Arc<ArcSwapOption<Attachments>>,
+    /// What the node's socket shows: it takes what lets clients put containers on the cluster's
+    /// networks, once this node is a member, and how far the manager on this node is.
+    pub(super) shown: (Arc<ArcSwapOption<Attachments>>, Promotions),
 }
 
 impl Membership {
@@ -184,10 +186,12 @@ impl Membership {
             logs: engine,
             engine_away,
         };
-        let managers = keep_managers(components, &self.config).await?;
+        let (managers, place) = keep_managers(components, &self.config).await?;
         let identity = keep_renewed(components, &self.config, managers.clone(), (identity, self.node));
+        let roles = (managers.clone(), identity.clone());
+        start_manager_role(components, &self.config, &place, roles, self.shown.1)?;
         let attaching = (Attacher::new(managers.clone(), identity.clone()), networks, views);
-        start_attachments(components, &self.attachments, self.config.engine, attaching);
+        start_attachments(components, &self.shown.0, self.config.engine, attaching);
         start_link(components, Link::new(managers, identity, channels));
         Ok(())
     }
@@ -228,20 +232,42 @@ fn start_overlap_watch(
     (overlaps, host_networks)
 }
 
-/// Starts storing the managers that this node is told of. Returns them.
-async fn keep_managers(components: &Components, config: &Config) -> anyhow::Result<Managers> {
+/// Starts keeping the manager on this node, if there may be one, what the node's role says.
+fn start_manager_role(
+    components: &Components,
+    config: &Config,
+    place: &Place,
+    (managers, identity): (Managers, watch::Receiver<Identity>),
+    promotions: Promotions,
+) -> anyhow::Result<()> {
+    let Some(control) = config.control_socket.clone() else { return Ok(()) };
+    let is_manager = identity.borrow().role()? == "manager";
+    promotions.send_replace(if is_manager { Promotion::Becoming } else { Promotion::Settled });
+    let listen = place.listen.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), MANAGER_PORT));
+    let advertise = place.advertise.unwrap_or_else(|| SocketAddr::new(config.address.into(), listen.port()));
+    let role = ManagerRole { control, managers, identity, advertise, listen, promotions };
+    let stop = components.stopping().clone();
+    components.spawn("manager's role", async move {
+        role.keep(stop).await;
+        Ok(())
+    });
+    Ok(())
+}
+
+/// Starts storing the managers that this node is told of. Returns them, and where the node is.
+async fn keep_managers(components: &Components, config: &Config) -> anyhow::Result<(Managers, Place)> {
     let managers = Managers::from(config.managers.clone());
     let directory = config.data_dir.clone();
     let place = tokio::task::spawn_blocking(move || Place::load(&directory)).await??.unwrap_or_default();
     // A node that joins by its flags after it left has its note removed with the first write.
     let place = Place { left: false, ..place };
     let (directory, stop) = (config.data_dir.clone(), components.stopping().clone());
-    let keeping = managers.clone().keep(directory, place, stop);
+    let keeping = managers.clone().keep(directory, place.clone(), stop);
     components.spawn("managers' addresses", async move {
         keeping.await;
         Ok(())
     });
-    Ok(managers)
+    Ok((managers, place))
 }
 
 /// Starts renewing the certificate. Returns the current identity.

@@ -35,9 +35,8 @@ use tokio::sync::watch;
 
 use crate::cli::RunArgs;
 use crate::config::Config;
-use crate::docker_api::{self, Attachments, Upstreams};
+use crate::docker_api::{self, Attachments, Promotions, Upstreams};
 use crate::enrolment::{Desk, Enrolment, LocalState};
-use crate::instance::Instance;
 use crate::view::NodeView;
 use descriptors::Room;
 use mesh_runtime::private_file::create_private_dir;
@@ -59,6 +58,8 @@ struct Process {
     view: watch::Sender<Arc<NodeView>>,
     /// Containers on the cluster's networks, while the node is a member.
     attachments: Arc<ArcSwapOption<Attachments>>,
+    /// How far the manager on this node is.
+    promotions: Promotions,
 }
 
 /// Runs the agent until it gets a signal to stop.
@@ -68,7 +69,6 @@ struct Process {
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     create_private_dir(&args.data_dir)
         .with_context(|| format!("make the data directory {}", args.data_dir.display()))?;
-    let _instance = Instance::take(&args.data_dir)?;
     // Settings that can't work are an error at once, not only when a manager answers.
     let begins = life::present(&args)?;
     let state = if begins.is_some() { LocalState::Active } else { LocalState::Inactive };
@@ -80,6 +80,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         ready: watch::Sender::new(false),
         view: watch::Sender::new(Arc::new(no_view())),
         attachments: Arc::default(),
+        promotions: Arc::default(),
         args,
     };
     let (desk, enrolment) = Desk::new(state);
@@ -135,6 +136,7 @@ fn start_docker_api(process: &Process, socket: UnixListener, enrolment: Enrolmen
         view: process.view.subscribe(),
         attachments: Arc::clone(&process.attachments),
         enrolment,
+        promotions: Arc::clone(&process.promotions),
     };
     let door = Door::new(Listener::DockerSocket, process.room.docker, process.refusals.clone());
     let stop = process.components.stopping().clone();

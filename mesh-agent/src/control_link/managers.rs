@@ -1,5 +1,5 @@
 //! The managers that this node may connect to: those that it was given, and those that managers
-//! have told it of since.
+//! have told it of since; and the node's role, as they tell it.
 //!
 //! Invariants: an address that was told is never lost at once: a manager that is down for a while
 //! stays known, behind those that live. There are at most [`KNOWN_MAX`].
@@ -21,11 +21,12 @@ const KNOWN_MAX: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Managers {
     known: Arc<watch::Sender<Vec<SocketAddr>>>,
+    role: Arc<watch::Sender<Option<String>>>,
 }
 
 impl From<Vec<SocketAddr>> for Managers {
     fn from(given: Vec<SocketAddr>) -> Self {
-        Self { known: Arc::new(watch::Sender::new(given)) }
+        Self { known: Arc::new(watch::Sender::new(given)), role: Arc::default() }
     }
 }
 
@@ -45,6 +46,22 @@ impl Managers {
             *known = merged;
             changed
         });
+    }
+
+    /// Takes this node's role, `worker` or `manager`, as a manager told it; empty if it didn't.
+    pub fn hear_role(&self, told: &str) {
+        self.role.send_if_modified(|role| {
+            let changed = !told.is_empty() && role.as_deref() != Some(told);
+            if changed {
+                *role = Some(told.to_owned());
+            }
+            changed
+        });
+    }
+
+    /// This node's role, as a manager told it last; `None` before one did.
+    pub fn roles(&self) -> watch::Receiver<Option<String>> {
+        self.role.subscribe()
     }
 
     /// Stores the managers in `data_dir` whenever they change, until `shutdown`; a failed write is
@@ -97,6 +114,18 @@ mod tests {
         let managers = Managers::from(vec![at(1)]);
         managers.learn(&["nonsense".to_owned(), "10.0.0.2:2377".to_owned()]);
         assert_eq!(managers.all(), [at(2), at(1)]);
+    }
+
+    #[test]
+    fn the_role_stays_until_another_is_told() {
+        let managers = Managers::from(vec![at(1)]);
+        let mut roles = managers.roles();
+        managers.hear_role("");
+        assert!(!roles.has_changed().expect("it lives"), "a manager that doesn't say it");
+        managers.hear_role("manager");
+        assert_eq!(roles.borrow_and_update().as_deref(), Some("manager"));
+        managers.clone().hear_role("manager");
+        assert!(!roles.has_changed().expect("it lives"), "the same again");
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@
 
 pub mod assignments;
 pub mod attach;
+pub mod become_manager;
 pub mod cache;
 pub mod identity;
 pub mod join;
@@ -263,6 +264,11 @@ impl Link {
             }
             changed
         });
+    }
+
+    fn hear_managers(&self, told: &proto::Managers) {
+        self.managers.learn(&told.addresses);
+        self.managers.hear_role(&told.role);
     }
 
     fn take_member_keys(&mut self, received: &proto::MemberKeys) -> Result<(), MemberKeysError> {

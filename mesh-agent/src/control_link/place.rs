@@ -21,6 +21,12 @@ pub struct Place {
     pub managers: Vec<SocketAddr>,
     /// The address at which other nodes reach this one; `None`: that of connections to managers.
     pub address: Option<Ipv4Addr>,
+    /// Where a manager on this node is reached, if it was said; `None`: at the node's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<SocketAddr>,
+    /// Where a manager on this node listens, if it was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
     /// Whether the node left its cluster by `docker swarm leave`: it then joins by no flags.
     pub left: bool,
 }
@@ -88,6 +94,7 @@ mod tests {
             managers: vec![([10, 0, 0, 1], 2377).into()],
             address: Some(Ipv4Addr::new(10, 0, 0, 9)),
             left: false,
+            ..Place::default()
         };
         place.store(directory.path()).expect("it is stored");
         assert_eq!(Place::load(directory.path()).expect("it is read"), Some(place));

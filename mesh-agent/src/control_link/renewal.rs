@@ -1,4 +1,4 @@
-//! Renews this node's certificate before it expires, or shortly after.
+//! Renews this node's certificate before it expires, or shortly after, and when its role changes.
 //!
 //! Invariants: the new certificate is on disk before it is used, and the old one stays until then;
 //! the renewal's time is random within the rest of the validity, so that nodes that joined together
@@ -32,6 +32,8 @@ use mesh_runtime::error_chain;
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How often the clock is read: it may be set, and one long sleep would miss the renewal's time.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
+/// The pause between the news of another role and the renewal.
+const ROLE_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_mins(1);
 
@@ -95,13 +97,32 @@ impl Renewal {
             let (since, until) = self.identity.borrow().validity()?;
             let due = renewal::moment(since, until, &mut rand::rng());
             tracing::debug!(%until, %due, "this node's certificate");
-            if shutdown.run_until_cancelled(reached(due)).await.is_none() {
+            let is_time = async {
+                tokio::select! {
+                    () = reached(due) => {}
+                    () = self.other_role() => tracing::info!("this node's role has changed: its certificate follows"),
+                }
+            };
+            if shutdown.run_until_cancelled(is_time).await.is_none() {
                 return Ok(());
             }
             if shutdown.run_until_cancelled(self.renew()).await.is_none() {
                 return Ok(());
             }
         }
+    }
+
+    /// Waits until managers tell another role than the certificate has.
+    async fn other_role(&self) {
+        let role = self.identity.borrow().role().ok();
+        let mut told = self.managers.roles();
+        let differs = |told: &Option<String>| told.is_some() && role.is_some() && *told != role;
+        if told.wait_for(differs).await.is_err() {
+            // The managers are gone with this component.
+            std::future::pending::<()>().await;
+        }
+        // The manager that renewed it last may not have known the new role.
+        tokio::time::sleep(ROLE_PAUSE).await;
     }
 
     /// Asks one manager after the other until one renews the certificate.

@@ -226,7 +226,7 @@ impl<'a> Session<'a> {
                 None => Err(SessionError::Protocol { problem: "a dependency of an unknown kind came" }),
             },
             Some(Down::Managers(managers)) => {
-                self.link.managers.learn(&managers.addresses);
+                self.link.hear_managers(&managers);
                 Ok(())
             }
             Some(Down::MemberKeys(keys)) => Ok(self.link.take_member_keys(&keys)?),

@@ -18,6 +18,7 @@ use tracing::debug;
 use super::attachments::Attachments;
 use super::error::{ApiError, Peer, full};
 use super::filters::{Query, is_task_container};
+use super::promotion::Promotions;
 use super::upstream::Upstream;
 use super::{Body, Upstreams, events};
 use crate::enrolment::{Enrolment, LocalState};
@@ -40,14 +41,14 @@ const SWARM: HeaderName = HeaderName::from_static("swarm");
 /// Asks both upstreams and merges their answers.
 pub(super) struct Composer {
     pub(super) engine: Upstream,
-    control: Upstream,
+    control: Option<Upstream>,
     upstreams: Upstreams,
 }
 
 impl Composer {
     pub(super) fn new(upstreams: Upstreams) -> Self {
         let engine = Upstream::new(Peer::Engine, upstreams.engine.clone());
-        let control = Upstream::new(Peer::Control, upstreams.control.clone());
+        let control = upstreams.control.clone().map(|socket| Upstream::new(Peer::Control, socket));
         Self { engine, control, upstreams }
     }
 
@@ -68,18 +69,23 @@ impl Composer {
         self.upstreams.attachments.load_full().ok_or_else(|| ApiError::NotJoined(network.to_owned()))
     }
 
-    /// The manager on this node, of which only a call shows whether it runs.
+    /// The manager on this node.
     ///
     /// # Errors
-    /// [`ApiError::NotAManager`] if this node is no member.
+    /// [`ApiError::NotAManager`] if none is configured, or this node is no member.
     pub(super) fn control(&self) -> Result<&Upstream, ApiError> {
         let is_member = self.upstreams.enrolment.state() == LocalState::Active;
-        is_member.then_some(&self.control).ok_or(ApiError::NotAManager)
+        self.control.as_ref().filter(|_| is_member).ok_or(ApiError::NotAManager)
     }
 
     /// The manager on this node, whether or not this node is a member.
-    pub(super) fn any_control(&self) -> &Upstream {
-        &self.control
+    pub(super) fn any_control(&self) -> Result<&Upstream, ApiError> {
+        self.control.as_ref().ok_or(ApiError::NoInit)
+    }
+
+    /// How far the manager on this node is.
+    pub(super) fn promotions(&self) -> &Promotions {
+        &self.upstreams.promotions
     }
 
     /// The port of this node's tunnel.

@@ -1,5 +1,6 @@
 //! `POST /swarm/init`: the manager on this node makes a cluster, this node joins it, and the client
-//! gets the node's id once the cluster shows the node as a manager.
+//! gets the node's id once the cluster shows the node as a manager. With `--force-new-cluster` the
+//! manager becomes the only one of the cluster that it has.
 //!
 //! Invariant: what the client set of the swarm's spec is written before it is answered.
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use mesh_state::api_paths::INIT_PATH;
+use mesh_state::api_paths::{FORCE_NEW_PATH, INIT_PATH};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -23,6 +24,8 @@ use crate::enrolment::init::InitOrder;
 const FOUNDING_LIMIT: Duration = Duration::from_secs(45);
 /// How long the cluster may take to show this node as a manager.
 const SHOWN_LIMIT: Duration = Duration::from_secs(10);
+/// How long a manager may take to end what it serves.
+const GONE_LIMIT: Duration = Duration::from_secs(5);
 /// The deadline of a short call.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// The pause between two looks at the node.
@@ -31,28 +34,48 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 impl Shared {
     /// Makes a cluster and joins it.
     pub(super) async fn found(&self, order: &InitOrder) -> Result<Response<Body>, ApiError> {
-        let control = self.composer.any_control();
+        let control = self.composer.any_control()?;
+        if control.present().is_err() {
+            return Err(ApiError::NoInit);
+        }
         let founding = serde_json::to_value(&order.founding).map_err(unreadable)?;
-        let made = call(control, FOUNDING_LIMIT, Method::POST, INIT_PATH, Some(&founding)).await;
-        // Without a cluster a waiting manager answers this call; nobody answers without one.
-        let made = made.map_err(|error| match error {
-            ApiError::NotAManager => ApiError::NoInit,
-            other => other,
-        })?;
+        let made = call(control, FOUNDING_LIMIT, Method::POST, INIT_PATH, Some(&founding)).await?;
         let token = made["ManagerToken"].as_str().unwrap_or_default();
         self.composer.enrolment().join(order.joining(token)?).await?;
         let node = self.composer.view().node_id.to_string();
-        wait_until_shown(control, &node).await?;
+        wait_until_shown(control, &node, SHOWN_LIMIT).await?;
         if !order.spec.is_empty() {
             update(control, &order.spec).await?;
         }
         Ok(json_response(StatusCode::OK, &json!(node)))
     }
+
+    /// Makes the manager on this node the only one of its cluster, with the data that it has.
+    pub(super) async fn force_new_cluster(&self) -> Result<Response<Body>, ApiError> {
+        let control = self.composer.any_control()?.present()?;
+        call(control, CALL_LIMIT, Method::POST, FORCE_NEW_PATH, None).await?;
+        let node = self.composer.view().node_id.to_string();
+        wait_until_gone(control, &node).await;
+        wait_until_shown(control, &node, FOUNDING_LIMIT).await?;
+        Ok(json_response(StatusCode::OK, &json!(node)))
+    }
+}
+
+/// Waits until the manager that was told to start again serves no more. It may have served nobody
+/// before, or be back already.
+async fn wait_until_gone(control: &Upstream, node: &str) {
+    let deadline = Instant::now() + GONE_LIMIT;
+    while Instant::now() < deadline {
+        if call(control, CALL_LIMIT, Method::GET, &format!("/nodes/{node}"), None).await.is_err() {
+            return;
+        }
+        sleep(LOOK_PAUSE).await;
+    }
 }
 
 /// Waits until the cluster knows that its manager runs on this node: clients ask for its address.
-async fn wait_until_shown(control: &Upstream, node: &str) -> Result<(), ApiError> {
-    let deadline = Instant::now() + SHOWN_LIMIT;
+async fn wait_until_shown(control: &Upstream, node: &str, limit: Duration) -> Result<(), ApiError> {
+    let deadline = Instant::now() + limit;
     loop {
         let seen = call(control, CALL_LIMIT, Method::GET, &format!("/nodes/{node}"), None).await;
         match seen {
@@ -88,7 +111,7 @@ async fn update(control: &Upstream, spec: &Map<String, Value>) -> Result<(), Api
 }
 
 /// One call to the manager; its answer as JSON, or its refusal in its own words.
-async fn call(
+pub(super) async fn call(
     control: &Upstream,
     limit: Duration,
     method: Method,

@@ -1,24 +1,28 @@
 //! `POST /swarm/init`, `join` and `leave`: this node makes a cluster, joins one, or leaves it.
 //!
 //! Invariant: a node with a manager leaves by the manager's word only, as its loss may cost the
-//! cluster its quorum.
+//! cluster its quorum: unforced never, by force once the manager has given up its place.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 
 use super::compose::CONTROL_TIMEOUT;
 use super::error::{ApiError, full};
 use super::filters::Query;
+use super::manager_role::resign;
 use super::membership::Membership;
+use super::promotion::{Promotion, Promotions};
+use super::upstream::Upstream;
 use super::{Body, Shared, drain};
 use crate::datapath::host_addresses;
 use crate::enrolment::address::SystemAddress;
-use crate::enrolment::init::InitOrder;
+use crate::enrolment::init::{InitBody, InitOrder};
 use crate::enrolment::order::JoinOrder;
-use crate::enrolment::{EnrolmentError, LocalState};
+use crate::enrolment::{EnrolmentError, JOIN_LIMIT, LocalState};
 
 /// The most bytes of a request's body.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -26,7 +30,7 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 impl Shared {
     /// Whether a manager runs on this node. One that waits for a cluster of its own is none.
     async fn has_manager(&self) -> Result<bool, ApiError> {
-        let Ok(control) = self.composer.control() else { return Ok(false) };
+        let Ok(control) = self.composer.control().and_then(Upstream::present) else { return Ok(false) };
         let ping = Request::get("/_ping").body(Empty::<Bytes>::new());
         let ping = ping.map_err(|error| ApiError::BadRequest(error.to_string()))?;
         match control.call_within(CONTROL_TIMEOUT, ping).await {
@@ -45,6 +49,13 @@ impl Shared {
         let composer = &self.composer;
         let state = composer.enrolment().state();
         match call {
+            Membership::Init if state == LocalState::Active => {
+                if body::<InitBody>(request).await?.forces_new_cluster() {
+                    self.force_new_cluster().await
+                } else {
+                    Err(EnrolmentError::AlreadyMember.into())
+                }
+            }
             Membership::Init | Membership::Join if state != LocalState::Inactive => {
                 drain(request.into_body()).await;
                 Err(EnrolmentError::AlreadyMember.into())
@@ -55,17 +66,41 @@ impl Shared {
             }
             Membership::Join => {
                 let order = JoinOrder::new(body(request).await?, &system_addresses().await?)?;
+                let deadline = Instant::now() + JOIN_LIMIT;
                 composer.enrolment().join(order).await?;
+                promoted(composer.promotions(), deadline).await?;
                 Ok(Response::new(full("")))
             }
-            Membership::Leave if self.has_manager().await? => self.ask_control(request).await,
             Membership::Leave => {
                 let force = Query::of(request.uri()).value("force").is_some_and(|value| is_true(&value));
+                let has_manager = self.has_manager().await?;
+                if has_manager && !force {
+                    return self.ask_control(request).await;
+                }
                 drain(request.into_body()).await;
+                if has_manager {
+                    // The manager must not join again while the node leaves.
+                    composer.promotions().send_replace(Promotion::Leaving);
+                    if let Err(error) = resign(composer.any_control()?, force).await {
+                        composer.promotions().send_replace(Promotion::Settled);
+                        return Err(error);
+                    }
+                }
                 composer.enrolment().leave(force).await?;
                 Ok(Response::new(full("")))
             }
         }
+    }
+}
+
+/// Waits until the manager on this node is one of the cluster's, if it is to be.
+async fn promoted(promotions: &Promotions, deadline: Instant) -> Result<(), EnrolmentError> {
+    let mut said = promotions.subscribe();
+    let settles = said.wait_for(|promotion| *promotion != Promotion::Becoming);
+    match timeout_at(deadline, settles).await.map(|said| said.map(|said| said.clone())) {
+        Ok(Ok(Promotion::Refused(reason))) => Err(EnrolmentError::NoManager(reason)),
+        Ok(_) => Ok(()),
+        Err(_) => Err(EnrolmentError::Timeout),
     }
 }
 

@@ -21,6 +21,7 @@ mod error;
 mod events;
 mod filters;
 mod founding;
+mod manager_role;
 mod membership;
 mod membership_calls;
 mod network_owner;
@@ -29,6 +30,7 @@ mod overlay;
 mod own_manager;
 mod passthrough;
 mod path;
+mod promotion;
 mod request_body;
 mod route;
 mod socket;
@@ -62,9 +64,11 @@ pub use attachment_keeper::keep_attachments;
 pub use attachments::Attachments;
 use compose::Composer;
 use error::ApiError;
+pub use manager_role::ManagerRole;
 pub use own_manager::tell_manager;
 use passthrough::{forward, is_foreign_upgrade};
 use path::CallPath;
+pub use promotion::{Promotion, Promotions};
 use route::Route;
 pub use socket::{bind, open};
 use upstream::{Limits, Upstream};
@@ -87,8 +91,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Upstreams {
     /// The local engine's socket.
     pub engine: PathBuf,
-    /// The socket of the manager on this node; where nothing listens on it, there is none.
-    pub control: PathBuf,
+    /// The socket of the manager on this node; it need not exist.
+    pub control: Option<PathBuf>,
     /// The port of this node's tunnel.
     pub tunnel_port: u16,
     /// The view of the mesh, for `docker info` on a worker.
@@ -97,6 +101,8 @@ pub struct Upstreams {
     pub attachments: Arc<ArcSwapOption<Attachments>>,
     /// This node's membership, and the way to change it.
     pub enrolment: Enrolment,
+    /// How far the manager on this node is.
+    pub promotions: Promotions,
 }
 
 /// Serves clients of `listener` that `door` admits until `shutdown`, then gives open connections a

@@ -42,7 +42,7 @@ impl Upstream {
         Self { peer, socket }
     }
 
-    /// Checks that control's socket exists, before the request's body is read.
+    /// Checks that the socket exists: mesh-control runs on managers only.
     ///
     /// # Errors
     /// [`ApiError::NotAManager`].
@@ -58,8 +58,8 @@ impl Upstream {
     /// no deadline on the answer: `docker wait` takes as long as the container.
     ///
     /// # Errors
-    /// [`ApiError::NotAManager`] if nothing listens on control's socket, else that the upstream
-    /// can't be reached or closed the connection.
+    /// [`ApiError::NotAManager`] if control's socket does not exist, else that the upstream can't
+    /// be reached or closed the connection.
     pub(super) async fn call<B>(&self, mut request: Request<B>) -> Result<Response<Incoming>, ApiError>
     where
         B: HttpBody + Send + 'static,
@@ -127,9 +127,7 @@ impl Upstream {
     }
 
     fn unreachable(&self, source: io::Error) -> ApiError {
-        // mesh-control runs on managers only. One that was killed leaves its socket file behind.
-        let absent = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&source.kind());
-        if self.peer == Peer::Control && absent {
+        if self.peer == Peer::Control && source.kind() == io::ErrorKind::NotFound {
             return ApiError::NotAManager;
         }
         ApiError::Unreachable { peer: self.peer, socket: self.socket.clone(), source }

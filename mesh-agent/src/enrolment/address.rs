@@ -152,6 +152,22 @@ pub fn of_worker(asked: Asked<'_>, system: &[SystemAddress]) -> Result<Option<Ip
     Ok(data_path.or(advertised.map(|(address, _)| address)))
 }
 
+/// Where a manager that listens on `port` is reached, if the client said it.
+///
+/// # Errors
+/// The address is invalid.
+pub fn advertised(
+    asked: Asked<'_>,
+    system: &[SystemAddress],
+    port: u16,
+) -> Result<Option<SocketAddr>, AddressError> {
+    if asked.advertise.is_empty() {
+        return Ok(None);
+    }
+    let (address, own_port) = advertise(asked.advertise, system)?;
+    Ok(Some(SocketAddr::new(address.into(), own_port.unwrap_or(port))))
+}
+
 /// The address to listen on.
 ///
 /// # Errors

@@ -48,9 +48,9 @@ pub enum EnrolmentError {
     /// The host's addresses can't be read.
     #[error("read this host's addresses: {0}")]
     HostAddresses(String),
-    /// `--force-new-cluster`, which mesh does not serve.
+    /// `--force-new-cluster` on a node in no cluster.
     #[error(
-        "--force-new-cluster is not served by mesh: restore a backup of etcd, see https://etcd.io/docs/latest/op-guide/recovery/"
+        "--force-new-cluster is for a manager that has lost the others, and this node is in no swarm: leave it out to make a new one"
     )]
     NoForce,
     /// A port that the data path can't have.
@@ -105,6 +105,9 @@ pub enum EnrolmentError {
          \"docker info\" command to see the current swarm status of your node."
     )]
     Timeout,
+    /// The node has joined, and its manager was refused.
+    #[error("this node joined the swarm as a worker, its manager can't be one: {0}")]
+    NoManager(String),
     /// The node was told to leave before it had joined.
     #[error("the attempt to join was given up: docker swarm leave came first")]
     GivenUp,

@@ -29,6 +29,13 @@ pub struct InitBody {
     spec: Option<Map<String, Value>>,
 }
 
+impl InitBody {
+    /// Whether a manager is to become the only one of its cluster.
+    pub fn forces_new_cluster(&self) -> bool {
+        self.force_new_cluster == Some(true)
+    }
+}
+
 /// What the manager on this node is founded with, as mesh-control takes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Founding {
@@ -58,7 +65,7 @@ impl InitOrder {
     /// # Errors
     /// The first mistake, in Swarm's words where it has some.
     pub fn new(body: InitBody, system: &[SystemAddress], tunnel_port: u16) -> Result<Self, EnrolmentError> {
-        if body.force_new_cluster == Some(true) {
+        if body.forces_new_cluster() {
             return Err(EnrolmentError::NoForce);
         }
         check_port(body.data_path_port.unwrap_or(0), tunnel_port)?;
@@ -101,6 +108,8 @@ impl InitOrder {
             token: token.parse().map_err(|_| EnrolmentError::BadToken)?,
             availability: self.availability.clone(),
             address: Some(self.address),
+            advertise: Some(self.founding.advertise),
+            listen: self.founding.listen,
         })
     }
 }
@@ -190,7 +199,7 @@ mod tests {
     #[test]
     fn what_mesh_can_not_do_is_refused_before_anything_is_made() {
         for (json, expected) in [
-            (r#"{"ForceNewCluster":true}"#, "--force-new-cluster is not served by mesh"),
+            (r#"{"ForceNewCluster":true}"#, "--force-new-cluster is for a manager that has lost the others"),
             (r#"{"DataPathPort":80}"#, "Datapath port number is not in valid range (1024-49151) : 80"),
             (r#"{"DataPathPort":5000}"#, "the tunnel of this node's agent has port 4799"),
             (r#"{"DefaultAddrPool":["10.0.0.0/8","10.1.0.0/16"]}"#, "mesh takes one pool"),

@@ -15,11 +15,15 @@ mod error;
 pub mod init;
 pub mod order;
 
+use std::time::Duration;
+
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use error::EnrolmentError;
 pub use order::JoinOrder;
 
+/// How long a client waits for the node to be a member, as in Swarm.
+pub const JOIN_LIMIT: Duration = Duration::from_secs(20);
 /// Calls that may wait for the one under way.
 const QUEUE: usize = 8;
 

@@ -1,6 +1,6 @@
 //! What `POST /swarm/join` asks for, checked. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::Deserialize;
 
@@ -34,6 +34,10 @@ pub struct JoinOrder {
     pub availability: String,
     /// The node's address; `None`: that of connections to the manager.
     pub address: Option<Ipv4Addr>,
+    /// Where a manager on this node is reached; `None`: at the node's address.
+    pub advertise: Option<SocketAddr>,
+    /// Where a manager on this node listens.
+    pub listen: SocketAddr,
 }
 
 impl JoinOrder {
@@ -43,7 +47,7 @@ impl JoinOrder {
     /// The first mistake, in Swarm's words.
     pub fn new(body: JoinBody, system: &[SystemAddress]) -> Result<Self, EnrolmentError> {
         let listen = body.listen_addr.unwrap_or_default();
-        address::listen(&listen, system)
+        let listens = address::listen(&listen, system)
             .map_err(|source| EnrolmentError::BadListen { address: listen.clone(), source })?;
         let remotes = body.remote_addrs.unwrap_or_default();
         if remotes.is_empty() {
@@ -60,7 +64,8 @@ impl JoinOrder {
             (body.advertise_addr.unwrap_or_default(), body.data_path_addr.unwrap_or_default());
         let asked = Asked { listen: &listen, advertise: &advertise, data_path: &data_path };
         let address = address::of_worker(asked, system)?;
-        Ok(Self { remotes, token, availability, address })
+        let advertise = address::advertised(asked, system, listens.port())?;
+        Ok(Self { remotes, token, availability, address, advertise, listen: listens })
     }
 }
 
@@ -111,6 +116,13 @@ mod tests {
         let order = order(&json).expect("a good order");
         assert_eq!(order.remotes, ["10.0.0.1:2377"]);
         assert_eq!((order.availability.as_str(), order.address), ("drain", None));
+        assert_eq!((order.advertise, order.listen.to_string().as_str()), (None, "0.0.0.0:2377"));
+        let advertised = format!(
+            r#"{{"RemoteAddrs":["a"],"JoinToken":"{}","ListenAddr":"0.0.0.0:99","AdvertiseAddr":"eth0"}}"#,
+            token()
+        );
+        let advertise = super::tests::order(&advertised).expect("a good order").advertise;
+        assert_eq!(advertise, Some(([10, 0, 0, 9], 99).into()), "a manager's port");
     }
 
     #[test]

@@ -299,7 +299,7 @@ async fn a_node_goes_to_a_manager_that_it_was_told_of_once_its_own_is_gone() {
     let session = next_session(&mut first).await;
     assert!(session.hello.takes_managers, "managers tell only agents that take it");
     let addresses = vec![first.address.to_string(), second.address.to_string()];
-    session.say(Down::Managers(proto::Managers { addresses })).await;
+    session.say(Down::Managers(proto::Managers { addresses, role: "worker".to_owned() })).await;
     session.say(Down::Table(table(1, 0))).await;
     let mut views = agent.view.clone();
     timeout(SOON, views.wait_for(|view| view.generation == 1)).await.expect("soon").expect("the link lives");

@@ -238,6 +238,13 @@ impl NodeService for Manager {
         Ok(Response::new(proto::DetachResponse {}))
     }
 
+    async fn become_manager(
+        &self,
+        _: Request<proto::BecomeManagerRequest>,
+    ) -> Result<Response<proto::BecomeManagerResponse>, Status> {
+        Err(Status::permission_denied("no node is a manager here"))
+    }
+
     async fn leave(
         &self,
         _request: Request<proto::LeaveRequest>,

@@ -151,10 +151,12 @@ impl Node {
     }
 }
 
-/// Whether mesh-control is alive on a node, or its agent says that one belongs there. The role
-/// alone makes no node a manager.
+/// Whether mesh-control is alive on a node, or its agent says that one belongs there, or it has a
+/// place in the managers' etcd. The role alone makes no node a manager.
 pub(crate) fn runs_manager(snapshot: &ClusterSnapshot, node: &StoredNode) -> bool {
-    snapshot.manager_on(&node.id).is_some() || node.description.manager_address.is_some()
+    snapshot.manager_on(&node.id).is_some()
+        || node.description.manager_address.is_some()
+        || snapshot.etcd_places.contains_key(&node.id)
 }
 
 /// The address of a manager's node service.

@@ -24,6 +24,29 @@ impl ClusterSnapshot {
         addresses.filter(|address| !address.is_empty()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
+    /// How many managers are alive, and how many there are. With an etcd of the operator's, only
+    /// the living ones are known.
+    pub fn managers_reachable(&self) -> (usize, usize) {
+        let alive = self.managers.len();
+        let known: BTreeSet<&NodeId> = self
+            .managers
+            .values()
+            .filter_map(|manager| manager.node.as_ref())
+            .chain(self.etcd_places.keys())
+            .collect();
+        (alive, known.len().max(alive))
+    }
+
+    /// Whether the etcd that managers run keeps its quorum without the member of this node.
+    pub fn keeps_quorum_without(&self, node: &NodeId) -> bool {
+        if !self.etcd_places.contains_key(node) {
+            return true;
+        }
+        let others: Vec<&NodeId> = self.etcd_places.keys().filter(|other| *other != node).collect();
+        let alive = others.iter().filter(|other| self.manager_on(other).is_some()).count();
+        alive > others.len() / 2
+    }
+
     /// Whether the leading manager runs on this node.
     pub fn is_led_from(&self, node: &NodeId) -> bool {
         self.leader.as_ref().is_some_and(|leader| self.node_of_manager(&leader.name) == Some(node))

@@ -22,6 +22,7 @@ use member::Member;
 use watch::Watch;
 
 pub use access::{EtcdAccess, EtcdAccessError, EtcdIdentity, EtcdUser};
+pub use members::{EtcdMember, Joined};
 pub use upkeep::MemberStatus;
 
 use super::{Compare, KeyValue, Listing, Op, Store, StoreError, TxnOutcome, WatchEvent, check_size};
@@ -50,6 +51,7 @@ mod access;
 mod admission_tests;
 mod failures;
 mod member;
+mod members;
 mod upkeep;
 mod watch;
 

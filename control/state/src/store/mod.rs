@@ -20,7 +20,9 @@ use futures::stream::BoxStream;
 use thiserror::Error;
 
 #[cfg(feature = "etcd")]
-pub use etcd::{EtcdAccess, EtcdAccessError, EtcdIdentity, EtcdStore, EtcdUser, MemberStatus, port_of};
+pub use etcd::{
+    EtcdAccess, EtcdAccessError, EtcdIdentity, EtcdMember, EtcdStore, EtcdUser, Joined, MemberStatus, port_of,
+};
 #[cfg(feature = "memory")]
 pub use memory::MemoryStore;
 
