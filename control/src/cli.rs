@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use ipnet::Ipv4Net;
 use mesh_runtime::settings::SettingsArgs;
+use mesh_state::api_paths::CONTROL_SOCKET;
 
 /// mesh's control plane: keeps the cluster's state in etcd, decides what runs where, serves
 /// Docker's swarm API and the nodes.
@@ -80,7 +81,7 @@ pub struct Cli {
     pub node_listen: SocketAddr,
 
     /// Socket for the swarm part of Docker's API, open to its owner alone.
-    #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = "/run/mesh/control.sock")]
+    #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = CONTROL_SOCKET)]
     pub socket: PathBuf,
 
     /// Address for /metrics, /healthz and /readyz [default: port 9465 of the address in

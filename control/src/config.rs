@@ -320,7 +320,7 @@ mod tests {
             joins: None,
         };
         let config = managed.config(&founding).unwrap();
-        assert_eq!(config.etcd.addresses, ["https://127.0.0.1:2379"]);
+        assert_eq!(config.etcd.addresses, ["https://127.0.0.1:4802"]);
         assert_eq!(
             (config.advertise_port, config.metrics_listen.to_string().as_str()),
             (99, "10.0.0.1:9465")

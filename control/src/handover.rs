@@ -217,7 +217,7 @@ mod tests {
     fn handover(pki: &Path) -> Handover {
         EtcdAuthority::open(pki, DateTime::from_timestamp(1_800_000_000, 0).unwrap()).unwrap();
         let sealer = Sealer::new(&Zeroizing::new([7; KEY_BYTES]));
-        let members = BTreeMap::from([("a".to_owned(), "https://10.0.0.1:2380".to_owned())]);
+        let members = BTreeMap::from([("a".to_owned(), "https://10.0.0.1:4803".to_owned())]);
         Handover::gather("c1".into(), &sealer, pki, members).unwrap()
     }
 

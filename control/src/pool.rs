@@ -5,12 +5,9 @@
 //! networks have their subnets already.
 
 use ipnet::Ipv4Net;
-use mesh_state::cluster::{Cluster, network_pool, network_prefix};
+use mesh_state::cluster::{Cluster, network_pool, network_prefix, task_pool};
 use thiserror::Error;
 
-/// The default pool: as many /24 as 4 096 nodes need, apart from what engines give their own
-/// networks.
-const DEFAULT: ([u8; 4], u8) = ([10, 128, 0, 0], 12);
 /// The default prefix length of a node's subnet.
 const DEFAULT_PREFIX: u8 = 24;
 /// The allowed prefix lengths of a node's subnet: from 14 tasks to 65 533.
@@ -112,8 +109,7 @@ impl WantedPool {
 
     /// The pool of a new cluster.
     pub fn pool(&self) -> Ipv4Net {
-        let (address, prefix) = DEFAULT;
-        self.pool.unwrap_or_else(|| Ipv4Net::new_assert(address.into(), prefix))
+        self.pool.unwrap_or_else(task_pool)
     }
 
     /// The prefix length of each node's subnet.

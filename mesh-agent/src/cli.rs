@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_ebpf::abi::names;
 use mesh_ebpf::guard;
 use mesh_runtime::settings::SettingsArgs;
+use mesh_state::api_paths::CONTROL_SOCKET;
 use mesh_state::node::{ENCRYPTION_PORT, TUNNEL_PORT};
 
 /// mesh's agent on a node: carries the traffic of published ports, runs the node's tasks and serves
@@ -30,10 +31,15 @@ pub struct Cli {
 pub enum Command {
     /// Run the agent (the default).
     Run(Box<RunArgs>),
+    /// Look for what would keep the agent from working on this machine; each finding has its cure.
+    ///
+    /// Exits with 1 if there are errors. `mesh check` also looks at the running agent and the
+    /// cluster.
+    Check(CheckArgs),
     /// Remove what mesh has put on this node: attached programs, their pins, the tunnel device, the
     /// firewall table and the tmpfs of tasks.
     ///
-    /// The agent must not run. Tasks and the contents of the data directory stay.
+    /// The agent must not run (see --stop). Tasks and the contents of the data directory stay.
     Uninstall(UninstallArgs),
 }
 
@@ -72,9 +78,9 @@ pub struct RunArgs {
     /// keeps the group that its unit names.
     #[arg(long, env = "MESH_SOCKET_GROUP", value_name = "GROUP", default_value = "docker")]
     pub socket_group: String,
-    /// Socket of the manager on this node, if it is to run one.
-    #[arg(long, env = "MESH_CONTROL_SOCKET", value_name = "PATH")]
-    pub control_socket: Option<PathBuf>,
+    /// Socket of the manager on this node. Where nothing listens on it, this node has no manager.
+    #[arg(long, env = "MESH_CONTROL_SOCKET", value_name = "PATH", default_value = CONTROL_SOCKET)]
+    pub control_socket: PathBuf,
     /// Directory of the node's identity, and of its latest mesh table and tasks.
     #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/agent")]
     pub data_dir: PathBuf,
@@ -85,9 +91,6 @@ pub struct RunArgs {
     /// Which data path takes the packets of published ports.
     #[arg(long, env = "MESH_DATAPATH", value_enum, default_value_t = Datapath::Auto)]
     pub datapath: Datapath,
-    /// How TC programs are attached. For tests: `auto` asks the kernel.
-    #[arg(long, env = "MESH_TC_HOOKS", value_enum, default_value_t = TcHooks::Auto, hide = true)]
-    pub tc_hooks: TcHooks,
     /// Directory in which kernel programs and maps are pinned.
     #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/mesh")]
     pub bpffs: PathBuf,
@@ -141,9 +144,47 @@ pub struct RunArgs {
     pub debug_faults: bool,
 }
 
+/// The flags of `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// Look at the machine alone, which is all that this command does.
+    #[arg(long)]
+    pub pre: bool,
+    /// Print only warnings and errors.
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// File with the agent's settings [default: /etc/mesh/agent.toml, if it exists].
+    #[arg(long, env = "MESH_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Socket of the local Docker engine.
+    #[arg(long, env = "MESH_ENGINE", value_name = "unix://PATH", default_value = "unix:///var/run/docker.sock", value_parser = unix_socket)]
+    pub engine: PathBuf,
+    /// Which data path takes the packets of published ports.
+    #[arg(long, env = "MESH_DATAPATH", value_enum, default_value_t = Datapath::Auto)]
+    pub datapath: Datapath,
+    /// UDP port of the tunnel between nodes.
+    #[arg(long, env = "MESH_VXLAN_PORT", value_name = "PORT", default_value_t = TUNNEL_PORT)]
+    pub vxlan_port: u16,
+    /// UDP port of the encrypted tunnels between nodes.
+    #[arg(long, env = "MESH_WIREGUARD_PORT", value_name = "PORT", default_value_t = ENCRYPTION_PORT)]
+    pub wireguard_port: u16,
+    /// Address of the relay.
+    #[arg(long, env = "MESH_RELAY_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:4800")]
+    pub relay_listen: SocketAddr,
+    /// Address of the agent's metrics [default: port 9464 of the node's address].
+    #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
+}
+
 /// The flags of `uninstall`.
 #[derive(Debug, Clone, Args)]
 pub struct UninstallArgs {
+    /// First end the agent that runs on this node, with SIGTERM.
+    #[arg(long)]
+    pub stop: bool,
+    /// Directory of the agent's data, by which a running agent is found.
+    #[arg(long, env = "MESH_DATA_DIR", value_name = "DIR", default_value = "/var/lib/mesh/agent")]
+    pub data_dir: PathBuf,
     /// File with the agent's settings [default: /etc/mesh/agent.toml, if it exists].
     #[arg(long, env = "MESH_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -164,8 +205,7 @@ pub struct UninstallArgs {
 /// The data paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Datapath {
-    /// XDP on uplinks whose driver runs it natively, TC on all others; userspace where the kernel
-    /// takes no programs.
+    /// XDP on uplinks whose driver runs it natively, TC on all others.
     Auto,
     /// XDP programs, with TC programs behind them.
     Xdp,
@@ -173,17 +213,6 @@ pub enum Datapath {
     Tc,
     /// No kernel programs: sockets and a relay between nodes.
     Userspace,
-}
-
-/// The ways to attach TC programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum TcHooks {
-    /// By tcx links where the kernel has them, by filters of clsact elsewhere.
-    Auto,
-    /// By tcx links.
-    Tcx,
-    /// By filters of clsact.
-    Clsact,
 }
 
 /// The backends that have series.
@@ -263,7 +292,7 @@ mod tests {
         std::fs::write(&path, keys.collect::<Vec<_>>().join("\n")).expect("the file is written");
         let read = mesh_runtime::settings::read::<Cli>(["mesh-agent".into()], &path).expect("good settings");
         assert_eq!(read.cli.run.manager.len(), 3);
-        assert!(read.cli.run.control_socket.is_some());
+        assert_eq!(read.cli.run.control_socket, PathBuf::from(CONTROL_SOCKET));
     }
 
     #[test]

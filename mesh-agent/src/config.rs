@@ -15,13 +15,13 @@ use mesh_state::node::OwnPort;
 use mesh_state::spec::Protocol;
 use thiserror::Error;
 
-use crate::cli::{Datapath, MetricsBackends, RunArgs, TcHooks};
+use crate::cli::{Datapath, MetricsBackends, RunArgs};
 use crate::control_link::token::{JoinToken, TokenError};
 use crate::datapath::TableSizes;
 use crate::proxy::{ProxySettings, UdpLimits};
 
 /// The default port of the metrics.
-const METRICS_PORT: u16 = 9464;
+pub const METRICS_PORT: u16 = 9464;
 /// How long proxied connections may go on once the agent stops.
 const DRAIN_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -47,15 +47,13 @@ pub struct Config {
     /// The group that may use that socket, beside root.
     pub socket_group: String,
     /// The local manager's socket.
-    pub control_socket: Option<PathBuf>,
+    pub control_socket: PathBuf,
     /// The directory of the agent's state.
     pub data_dir: PathBuf,
     /// The directory of tasks' secrets and configs.
     pub task_files: PathBuf,
     /// Who takes the packets of published ports.
     pub datapath: Datapath,
-    /// How TC programs are attached.
-    pub tc_hooks: TcHooks,
     /// The directory of pinned programs and maps.
     pub bpffs: PathBuf,
     /// UDP port of the tunnel.
@@ -158,7 +156,6 @@ impl Config {
             data_dir: args.data_dir,
             task_files: args.task_files,
             datapath: args.datapath,
-            tc_hooks: args.tc_hooks,
             bpffs: args.bpffs,
             vxlan_port: args.vxlan_port,
             wireguard_port: args.wireguard_port,
@@ -218,10 +215,7 @@ impl Config {
 
     /// Address and port of the manager on this node, if it runs one.
     pub fn manager_here(&self) -> Option<SocketAddr> {
-        self.managers
-            .iter()
-            .find(|manager| self.control_socket.is_some() && manager.ip() == IpAddr::V4(self.address))
-            .copied()
+        self.managers.iter().find(|manager| manager.ip() == IpAddr::V4(self.address)).copied()
     }
 }
 
@@ -324,11 +318,12 @@ mod tests {
     }
 
     #[test]
-    fn the_manager_here_has_a_socket_and_our_address() {
-        let flags = ["--manager", "10.0.0.1,10.0.0.9", "--address", "10.0.0.9"];
-        assert_eq!(config(&flags).expect("good settings").manager_here(), None, "without a socket");
-        let with_socket = [&flags[..], &["--control-socket", "/run/c.sock"]].concat();
-        let manager = config(&with_socket).expect("good settings").manager_here();
-        assert_eq!(manager.map(|manager| manager.to_string()).as_deref(), Some("10.0.0.9:2377"));
+    fn the_manager_here_has_our_address() {
+        let manager_at = |address| {
+            let flags = ["--manager", "10.0.0.1,10.0.0.9", "--address", address];
+            config(&flags).expect("good settings").manager_here().map(|manager| manager.to_string())
+        };
+        assert_eq!(manager_at("10.0.0.9").as_deref(), Some("10.0.0.9:2377"));
+        assert_eq!(manager_at("10.0.0.8"), None, "the managers are on other nodes");
     }
 }

@@ -14,6 +14,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod check;
 pub mod cli;
 mod codes;
 pub mod config;
@@ -22,6 +23,7 @@ pub mod datapath;
 pub mod docker_api;
 pub mod encryption;
 pub mod enrolment;
+mod instance;
 pub mod lb;
 pub mod metrics;
 pub mod names;

@@ -4,22 +4,22 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use mesh_agent::cli::{Cli, Command};
-use mesh_agent::{app, uninstall};
+use mesh_agent::{app, check, uninstall};
 use mesh_runtime::{log, settings};
 
 /// The file with settings, unless another is named.
 const SETTINGS: &str = "/etc/mesh/agent.toml";
 
 fn main() -> ExitCode {
-    settings::launch(Path::new(SETTINGS), check, execute)
+    settings::launch(Path::new(SETTINGS), check_settings, execute)
 }
 
 /// Looks for mistakes in the settings of a run; the other commands have none of their own.
-fn check(cli: Cli) -> anyhow::Result<()> {
+fn check_settings(cli: Cli) -> anyhow::Result<()> {
     let args = match cli.command {
         None => cli.run,
         Some(Command::Run(args)) => *args,
-        Some(Command::Uninstall(_)) => return Ok(()),
+        Some(Command::Check(_) | Command::Uninstall(_)) => return Ok(()),
     };
     log::check(&args.log)?;
     app::check(args)
@@ -29,6 +29,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     let args = match cli.command {
         None => cli.run,
         Some(Command::Run(args)) => *args,
+        Some(Command::Check(args)) => return check::run(&args),
         Some(Command::Uninstall(args)) => {
             log::start(&args.log)?;
             return mesh_runtime::run(uninstall::run(&args));

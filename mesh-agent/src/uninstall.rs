@@ -6,17 +6,22 @@ use anyhow::{Context as _, anyhow};
 
 use crate::cli::UninstallArgs;
 use crate::datapath::{self, DatapathConfig};
+use crate::instance::Instance;
 use crate::task::dependencies::files::TaskFiles;
 use crate::task::docker::DockerEngine;
 use crate::task::networks::keeper;
 use crate::task::runtime::RuntimeError;
 
-/// Detaches programs, removes their pins, the tunnel device, the firewall table, the tmpfs of tasks
-/// that are gone, and the Docker networks that no container uses.
+/// Makes sure that no agent runs, then detaches programs, removes their pins, the tunnel device,
+/// the firewall table, the tmpfs of tasks that are gone, and the Docker networks that no container
+/// uses.
 ///
 /// # Errors
-/// Something could not be removed; everything else is removed.
+/// An agent runs, and nothing is removed; or something could not be removed, and everything else
+/// is.
 pub async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
+    // Held to the end: an agent would put back what is removed.
+    let _instance = lock_out_agents(args).await?;
     let mut failures = Vec::new();
     for removed in [remove_data_plane(args).await, remove_files(args).await, remove_networks(args).await] {
         match removed {
@@ -29,6 +34,20 @@ pub async fn run(args: &UninstallArgs) -> anyhow::Result<()> {
     }
     println!("containers, the networks that they use, and the data directory stay");
     Ok(())
+}
+
+async fn lock_out_agents(args: &UninstallArgs) -> anyhow::Result<Option<Instance>> {
+    let (directory, stop) = (args.data_dir.clone(), args.stop);
+    let take = move || {
+        if stop {
+            Instance::take_over(&directory)
+        } else if directory.exists() {
+            Instance::take(&directory).map(Some)
+        } else {
+            Ok(None)
+        }
+    };
+    Ok(tokio::task::spawn_blocking(take).await??)
 }
 
 async fn remove_data_plane(args: &UninstallArgs) -> anyhow::Result<Vec<String>> {

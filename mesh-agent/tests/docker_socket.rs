@@ -46,10 +46,9 @@ impl Served {
         let (desk, enrolment) = Desk::new(LocalState::Active);
         let upstreams = Upstreams {
             engine: engine.socket(),
-            control: Some(engine.path("control.sock")),
+            control: engine.path("control.sock"),
             tunnel_port: 4799,
             view,
-            fallback: watch::channel(None).1,
             attachments: Arc::default(),
             enrolment,
             promotions: Arc::default(),
@@ -201,27 +200,32 @@ fn attach_with_terminal(served: &Served) {
     assert_eq!(output.status.code(), Some(5), "exit code of the shell in docker run -it: {text}");
 }
 
+/// The swarm calls of a node without a manager.
+fn swarm_calls_are_refused(served: &Served) {
+    for words in [&["service", "ls"][..], &["node", "ls"], &["swarm", "join-token", "worker"]] {
+        let listed = served.docker(words);
+        let said = stderr(&listed);
+        assert!(said.contains("This node is not a swarm manager. Worker nodes"), "{words:?}: {said}");
+    }
+    let network = served.docker(&["network", "create", "-d", "overlay", "over"]);
+    assert!(stderr(&network).contains("Cannot create a multi-host network"), "{}", stderr(&network));
+    let format = "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}} {{.Swarm.NodeID}} {{.Swarm.Error}}";
+    assert_eq!(stdout(&served.docker(&["info", "-f", format])), "active false node7");
+    assert!(ping(&served.socket).contains("swarm: active/worker"), "ping says {}", ping(&served.socket));
+}
+
 #[test]
 fn a_worker_answers_as_swarms_worker() {
     let Some(mut engine) = engine::start() else { return };
     let served = Served::start(&engine);
+    swarm_calls_are_refused(&served);
+    // A manager that was killed leaves its socket behind.
+    drop(std::os::unix::net::UnixListener::bind(engine.path("control.sock")).unwrap());
+    swarm_calls_are_refused(&served);
+
     let mode =
         std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&served.socket).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o660, "mode of docker.sock");
-
-    let listed = served.docker(&["service", "ls"]);
-    assert!(
-        stderr(&listed).contains("This node is not a swarm manager. Worker nodes"),
-        "{}",
-        stderr(&listed)
-    );
-    let info = stdout(&served.docker(&[
-        "info",
-        "-f",
-        "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}} {{.Swarm.NodeID}}",
-    ]));
-    assert_eq!(info, "active false node7");
-    assert!(ping(&served.socket).contains("swarm: active/worker"), "ping says {}", ping(&served.socket));
 
     served.docker(&["run", "-d", "--name", "task", "-l", "com.docker.swarm.task=", "busybox", "sleep", "60"]);
     served.docker(&["run", "-d", "--name", "plain", "busybox", "sleep", "60"]);

@@ -31,7 +31,7 @@ fn systemd_finds_no_fault_in_the_units() {
         let program = format!("ExecStart=/usr/sbin/{name}\n");
         assert!(text.contains(&program), "{name} is started from where its package puts it");
         let copy = directory.path().join(format!("{name}.service"));
-        fs::write(&copy, text.replace(&program, "ExecStart=/bin/true\n")).unwrap();
+        fs::write(&copy, text.replace(&format!("/usr/sbin/{name}"), "/bin/true")).unwrap();
         let (good, said) = run("systemd-analyze", &["verify", "--man=no", copy.to_str().unwrap()]);
         let ours: Vec<&str> = said.lines().filter(|line| line.contains(name)).collect();
         assert!(good && ours.is_empty(), "{name}: {said}");
@@ -147,10 +147,13 @@ fn an_upgrade_restarts_no_agent_that_carries_traffic_itself() {
 #[test]
 fn a_removal_takes_the_data_plane_away_or_fails() {
     let removal = calls("mesh-agent/prerm", &["remove"], "");
-    let stop = removal.find("deb-systemd-invoke stop mesh-agent.service").unwrap();
-    let uninstall = removal.find("mesh-agent uninstall").unwrap();
+    // A policy-rc.d that forbids deb-systemd-invoke must not keep the agent running.
+    let stop = removal.find("systemctl stop mesh-agent.service").unwrap();
+    let uninstall = removal.find("mesh-agent uninstall --stop").unwrap();
     assert!(stop < uninstall && removal.ends_with("exit 0\n"), "{removal}");
     assert!(calls("mesh-agent/prerm", &["remove"], "exit 1").ends_with("exit 1\n"));
+    let manager = calls("mesh-control/prerm", &["remove"], "");
+    assert!(manager.contains("systemctl stop mesh-control.service"), "{manager}");
 }
 
 #[test]

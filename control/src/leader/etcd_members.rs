@@ -193,7 +193,7 @@ mod tests {
         EtcdMember {
             id,
             name: format!("m{id}"),
-            peer_url: format!("https://10.0.0.{id}:2380"),
+            peer_url: format!("https://10.0.0.{id}:4803"),
             is_learner: false,
         }
     }

@@ -87,11 +87,11 @@ mod tests {
 
     #[test]
     fn a_manager_that_joins_names_all_members() {
-        let members = [("m0", "https://10.0.0.9:2380"), ("m1", "https://10.0.0.1:2380")];
+        let members = [("m0", "https://10.0.0.9:4803"), ("m1", "https://10.0.0.1:4803")];
         let members = members.map(|(name, url)| (name.to_owned(), url.to_owned()));
         let joins = arguments(&ManagedEtcd { joins: Some(members.into()), ..etcd() });
         for expected in [
-            "--initial-cluster=m0=https://10.0.0.9:2380,m1=https://10.0.0.1:2380",
+            "--initial-cluster=m0=https://10.0.0.9:4803,m1=https://10.0.0.1:4803",
             "--initial-cluster-state=existing",
         ] {
             assert!(joins.iter().any(|one| one == expected), "expected {expected} in {joins:?}");
@@ -105,12 +105,12 @@ mod tests {
         let arguments = arguments(&etcd());
         assert!(!arguments.iter().any(|one| one.contains("http://")), "plain text in {arguments:?}");
         for expected in [
-            "--listen-client-urls=https://127.0.0.1:2379",
-            "--listen-peer-urls=https://10.0.0.1:2380",
+            "--listen-client-urls=https://127.0.0.1:4802",
+            "--listen-peer-urls=https://10.0.0.1:4803",
             "--client-cert-auth=true",
             "--peer-client-cert-auth=true",
             "--peer-cert-allowed-cn=mesh-etcd",
-            "--initial-cluster=m1=https://10.0.0.1:2380",
+            "--initial-cluster=m1=https://10.0.0.1:4803",
         ] {
             assert!(arguments.iter().any(|one| one == expected), "expected {expected} in {arguments:?}");
         }

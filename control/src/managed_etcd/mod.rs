@@ -27,10 +27,11 @@ use thiserror::Error;
 
 pub use child::supervise;
 
-/// The port at which clients on this machine reach the child.
-pub const CLIENT_PORT: u16 = 2379;
+/// The port at which clients on this machine reach the child. Not etcd's usual ports: on those, the
+/// service of Debian's `etcd-server` starts with the package.
+pub const CLIENT_PORT: u16 = 4802;
 /// The port at which other managers' members reach it.
-pub const PEER_PORT: u16 = 2380;
+pub const PEER_PORT: u16 = 4803;
 
 /// Where the child keeps what, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]

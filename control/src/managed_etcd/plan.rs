@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     fn member(id: u64, is_learner: bool) -> EtcdMember {
-        EtcdMember { id, name: format!("m{id}"), peer_url: format!("https://10.0.0.{id}:2380"), is_learner }
+        EtcdMember { id, name: format!("m{id}"), peer_url: format!("https://10.0.0.{id}:4803"), is_learner }
     }
 
     fn seat(id: u64, is_learner: bool, wanted: bool, alive: bool) -> Seat {
@@ -214,7 +214,7 @@ mod tests {
     fn a_manager_finds_the_place_that_it_left() {
         let members = [member(1, false), member(2, false)];
         let at = |members: &[EtcdMember], name: &str, id: u8| {
-            opening(members, name, &format!("https://10.0.0.{id}:2380"))
+            opening(members, name, &format!("https://10.0.0.{id}:4803"))
         };
         assert_eq!(at(&members, "m3", 3), Opening::Free);
         assert_eq!(at(&members, "m2", 3), Opening::NameTaken);

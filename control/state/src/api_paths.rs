@@ -9,6 +9,11 @@ pub const CONTROL_SEGMENTS: [&str; 6] = ["services", "tasks", "nodes", "swarm", 
 /// answers as if there were no manager.
 pub const NO_CLUSTER_HEADER: &str = "mesh-no-cluster";
 
+/// The socket of the manager on a node, at which mesh-control listens and the node's agent looks
+/// for it. Its directory belongs to mesh-control's user alone: in the directory of docker.sock,
+/// that user could replace docker.sock.
+pub const CONTROL_SOCKET: &str = "/run/mesh-control/control.sock";
+
 /// The path of the call that makes a cluster on a manager that waits for one. Clients of the
 /// agent's socket can't make it.
 pub const INIT_PATH: &str = "/mesh/init";

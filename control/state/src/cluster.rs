@@ -29,6 +29,12 @@ pub const fn node_cert_expiry_ns() -> u64 {
     90 * 24 * 3_600 * 1_000_000_000
 }
 
+/// The default pool of tasks' addresses: as many /24 as 4 096 nodes need, apart from what engines
+/// give their own networks.
+pub const fn task_pool() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 128, 0, 0), 12)
+}
+
 /// Swarm's pool of networks' subnets: 10.0.0.0/8.
 pub const fn network_pool() -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8)

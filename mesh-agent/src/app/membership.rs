@@ -232,7 +232,7 @@ fn start_overlap_watch(
     (overlaps, host_networks)
 }
 
-/// Starts keeping the manager on this node, if there may be one, what the node's role says.
+/// Starts keeping the manager on this node, if there is one, what the node's role says.
 fn start_manager_role(
     components: &Components,
     config: &Config,
@@ -240,7 +240,7 @@ fn start_manager_role(
     (managers, identity): (Managers, watch::Receiver<Identity>),
     promotions: Promotions,
 ) -> anyhow::Result<()> {
-    let Some(control) = config.control_socket.clone() else { return Ok(()) };
+    let control = config.control_socket.clone();
     let is_manager = identity.borrow().role()? == "manager";
     promotions.send_replace(if is_manager { Promotion::Becoming } else { Promotion::Settled });
     let listen = place.listen.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), MANAGER_PORT));

@@ -37,6 +37,7 @@ use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::docker_api::{self, Attachments, Promotions, Upstreams};
 use crate::enrolment::{Desk, Enrolment, LocalState};
+use crate::instance::Instance;
 use crate::view::NodeView;
 use descriptors::Room;
 use mesh_runtime::private_file::create_private_dir;
@@ -56,8 +57,6 @@ struct Process {
     ready: watch::Sender<bool>,
     /// The node's view of the mesh; empty while it is in no cluster.
     view: watch::Sender<Arc<NodeView>>,
-    /// Why the node carries traffic in userspace though its settings allow kernel programs.
-    fallback: watch::Sender<Option<String>>,
     /// Containers on the cluster's networks, while the node is a member.
     attachments: Arc<ArcSwapOption<Attachments>>,
     /// How far the manager on this node is.
@@ -71,6 +70,7 @@ struct Process {
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     create_private_dir(&args.data_dir)
         .with_context(|| format!("make the data directory {}", args.data_dir.display()))?;
+    let _instance = Instance::take(&args.data_dir)?;
     // Settings that can't work are an error at once, not only when a manager answers.
     let begins = life::present(&args)?;
     let state = if begins.is_some() { LocalState::Active } else { LocalState::Inactive };
@@ -81,7 +81,6 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         refusals: Refusals::new()?,
         ready: watch::Sender::new(false),
         view: watch::Sender::new(Arc::new(no_view())),
-        fallback: watch::Sender::new(None),
         attachments: Arc::default(),
         promotions: Arc::default(),
         args,
@@ -137,7 +136,6 @@ fn start_docker_api(process: &Process, socket: UnixListener, enrolment: Enrolmen
         control: process.args.control_socket.clone(),
         tunnel_port: process.args.vxlan_port,
         view: process.view.subscribe(),
-        fallback: process.fallback.subscribe(),
         attachments: Arc::clone(&process.attachments),
         enrolment,
         promotions: Arc::clone(&process.promotions),

@@ -41,14 +41,14 @@ const SWARM: HeaderName = HeaderName::from_static("swarm");
 /// Asks both upstreams and merges their answers.
 pub(super) struct Composer {
     pub(super) engine: Upstream,
-    control: Option<Upstream>,
+    control: Upstream,
     upstreams: Upstreams,
 }
 
 impl Composer {
     pub(super) fn new(upstreams: Upstreams) -> Self {
         let engine = Upstream::new(Peer::Engine, upstreams.engine.clone());
-        let control = upstreams.control.clone().map(|socket| Upstream::new(Peer::Control, socket));
+        let control = Upstream::new(Peer::Control, upstreams.control.clone());
         Self { engine, control, upstreams }
     }
 
@@ -69,18 +69,18 @@ impl Composer {
         self.upstreams.attachments.load_full().ok_or_else(|| ApiError::NotJoined(network.to_owned()))
     }
 
-    /// The manager on this node.
+    /// The manager on this node, of which only a call shows whether it runs.
     ///
     /// # Errors
-    /// [`ApiError::NotAManager`] if none is configured, or this node is no member.
+    /// [`ApiError::NotAManager`] if this node is no member.
     pub(super) fn control(&self) -> Result<&Upstream, ApiError> {
         let is_member = self.upstreams.enrolment.state() == LocalState::Active;
-        self.control.as_ref().filter(|_| is_member).ok_or(ApiError::NotAManager)
+        is_member.then_some(&self.control).ok_or(ApiError::NotAManager)
     }
 
     /// The manager on this node, whether or not this node is a member.
-    pub(super) fn any_control(&self) -> Result<&Upstream, ApiError> {
-        self.control.as_ref().ok_or(ApiError::NoInit)
+    pub(super) fn any_control(&self) -> &Upstream {
+        &self.control
     }
 
     /// How far the manager on this node is.
@@ -154,9 +154,6 @@ impl Composer {
         };
         if let Some(fields) = info.as_object_mut() {
             fields.insert("Swarm".to_owned(), swarm);
-            if let Some(fallback) = &*self.upstreams.fallback.borrow() {
-                add_warning(fields, &format!("WARNING: mesh: {fallback}"));
-            }
         }
         Ok(replaced(head, &info))
     }
@@ -272,14 +269,6 @@ fn api_version(header: &HeaderValue) -> (u32, u32) {
     (major.parse().unwrap_or(0), minor.parse().unwrap_or(0))
 }
 
-/// Adds a warning that `docker info` prints.
-fn add_warning(info: &mut serde_json::Map<String, Value>, warning: &str) {
-    match info.get_mut("Warnings").and_then(Value::as_array_mut) {
-        Some(warnings) => warnings.push(json!(warning)),
-        None => drop(info.insert("Warnings".to_owned(), json!([warning]))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,18 +279,5 @@ mod tests {
         assert!(version("1.9") < version("1.41"), "1.9 is older than 1.41");
         assert!(version("1.41") < version("1.50"));
         assert!(version("nonsense") < version("1.24"));
-    }
-
-    #[test]
-    fn a_warning_joins_the_engines() {
-        for (info, expected) in [
-            (json!({ "Warnings": null }), json!(["ours"])),
-            (json!({}), json!(["ours"])),
-            (json!({ "Warnings": ["theirs"] }), json!(["theirs", "ours"])),
-        ] {
-            let mut info = info.as_object().cloned().unwrap_or_default();
-            add_warning(&mut info, "ours");
-            assert_eq!(info["Warnings"], expected);
-        }
     }
 }

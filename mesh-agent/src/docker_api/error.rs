@@ -45,8 +45,8 @@ pub(super) enum ApiError {
     NoSwarm,
     /// No manager on this node can make a cluster.
     #[error(
-        "no manager waits for docker swarm init on this node: install and start mesh-control (systemctl start mesh-control), and \
-         give this agent its socket with --control-socket"
+        "no manager waits for docker swarm init on this node: install the package mesh-control, or start it with: systemctl start \
+         mesh-control"
     )]
     NoInit,
     /// The manager on this node refused to make a cluster.

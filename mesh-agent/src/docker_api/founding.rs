@@ -34,12 +34,14 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 impl Shared {
     /// Makes a cluster and joins it.
     pub(super) async fn found(&self, order: &InitOrder) -> Result<Response<Body>, ApiError> {
-        let control = self.composer.any_control()?;
-        if control.present().is_err() {
-            return Err(ApiError::NoInit);
-        }
+        let control = self.composer.any_control();
         let founding = serde_json::to_value(&order.founding).map_err(unreadable)?;
-        let made = call(control, FOUNDING_LIMIT, Method::POST, INIT_PATH, Some(&founding)).await?;
+        let made = call(control, FOUNDING_LIMIT, Method::POST, INIT_PATH, Some(&founding)).await;
+        // Without a cluster a waiting manager answers this call; nobody answers without one.
+        let made = made.map_err(|error| match error {
+            ApiError::NotAManager => ApiError::NoInit,
+            other => other,
+        })?;
         let token = made["ManagerToken"].as_str().unwrap_or_default();
         self.composer.enrolment().join(order.joining(token)?).await?;
         let node = self.composer.view().node_id.to_string();
@@ -52,7 +54,7 @@ impl Shared {
 
     /// Makes the manager on this node the only one of its cluster, with the data that it has.
     pub(super) async fn force_new_cluster(&self) -> Result<Response<Body>, ApiError> {
-        let control = self.composer.any_control()?.present()?;
+        let control = self.composer.any_control();
         call(control, CALL_LIMIT, Method::POST, FORCE_NEW_PATH, None).await?;
         let node = self.composer.view().node_id.to_string();
         wait_until_gone(control, &node).await;

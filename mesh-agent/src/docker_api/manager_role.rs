@@ -149,7 +149,14 @@ impl ManagerRole {
     }
 
     async fn become_manager(&self, manager: &Upstream) -> Result<(), ApiError> {
-        let offer = call(manager, CONTROL_TIMEOUT, Method::POST, OFFER_PATH, None).await?;
+        let offer = match call(manager, CONTROL_TIMEOUT, Method::POST, OFFER_PATH, None).await {
+            // One that was killed left its socket behind.
+            Err(ApiError::NotAManager) => {
+                self.say(Promotion::Settled);
+                return Err(ApiError::NoInit);
+            }
+            offer => offer?,
+        };
         let text = |field: &str| offer[field].as_str().unwrap_or_default().to_owned();
         let request = BecomeManagerRequest {
             public_key: BASE64_STANDARD.decode(text("PublicKey")).unwrap_or_default(),

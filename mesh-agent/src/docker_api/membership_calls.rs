@@ -16,7 +16,6 @@ use super::filters::Query;
 use super::manager_role::resign;
 use super::membership::Membership;
 use super::promotion::{Promotion, Promotions};
-use super::upstream::Upstream;
 use super::{Body, Shared, drain};
 use crate::datapath::host_addresses;
 use crate::enrolment::address::SystemAddress;
@@ -30,7 +29,7 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 impl Shared {
     /// Whether a manager runs on this node. One that waits for a cluster of its own is none.
     async fn has_manager(&self) -> Result<bool, ApiError> {
-        let Ok(control) = self.composer.control().and_then(Upstream::present) else { return Ok(false) };
+        let Ok(control) = self.composer.control() else { return Ok(false) };
         let ping = Request::get("/_ping").body(Empty::<Bytes>::new());
         let ping = ping.map_err(|error| ApiError::BadRequest(error.to_string()))?;
         match control.call_within(CONTROL_TIMEOUT, ping).await {
@@ -81,7 +80,7 @@ impl Shared {
                 if has_manager {
                     // The manager must not join again while the node leaves.
                     composer.promotions().send_replace(Promotion::Leaving);
-                    if let Err(error) = resign(composer.any_control()?, force).await {
+                    if let Err(error) = resign(composer.any_control(), force).await {
                         composer.promotions().send_replace(Promotion::Settled);
                         return Err(error);
                     }

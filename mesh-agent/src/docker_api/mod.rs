@@ -91,14 +91,12 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Upstreams {
     /// The local engine's socket.
     pub engine: PathBuf,
-    /// The socket of the manager on this node; it need not exist.
-    pub control: Option<PathBuf>,
+    /// The socket of the manager on this node; where nothing listens on it, there is none.
+    pub control: PathBuf,
     /// The port of this node's tunnel.
     pub tunnel_port: u16,
     /// The view of the mesh, for `docker info` on a worker.
     pub view: watch::Receiver<Arc<NodeView>>,
-    /// Why the node carries traffic in userspace though its settings allow kernel programs.
-    pub fallback: watch::Receiver<Option<String>>,
     /// Containers on the cluster's networks; absent until this node is a member of a cluster.
     pub attachments: Arc<ArcSwapOption<Attachments>>,
     /// This node's membership, and the way to change it.

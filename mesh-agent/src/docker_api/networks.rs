@@ -146,7 +146,13 @@ impl Composer {
         let answer = match owner {
             Owner::Bridge if is_read => return self.seen_here(request).await,
             Owner::Cluster | Owner::Bridge => {
-                self.control()?.call_within(CONTROL_TIMEOUT, bodyless(request)).await?
+                match self.control()?.call_within(CONTROL_TIMEOUT, bodyless(request)).await {
+                    // As on Swarm's workers, which see few of the cluster's networks.
+                    Err(ApiError::NotAManager) if scope == CLUSTER_SCOPE => {
+                        return Err(ApiError::NoSuchNetwork(named(request.uri())));
+                    }
+                    answered => answered?,
+                }
             }
             Owner::Engine => self.engine.call(bodyless(request)).await?,
             Owner::Nobody => return Err(ApiError::NoSuchNetwork(named(request.uri()))),

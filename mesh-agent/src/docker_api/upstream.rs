@@ -42,7 +42,7 @@ impl Upstream {
         Self { peer, socket }
     }
 
-    /// Checks that the socket exists: mesh-control runs on managers only.
+    /// Checks that control's socket exists, before the request's body is read.
     ///
     /// # Errors
     /// [`ApiError::NotAManager`].
@@ -58,8 +58,8 @@ impl Upstream {
     /// no deadline on the answer: `docker wait` takes as long as the container.
     ///
     /// # Errors
-    /// [`ApiError::NotAManager`] if control's socket does not exist, else that the upstream can't
-    /// be reached or closed the connection.
+    /// [`ApiError::NotAManager`] if nothing listens on control's socket, else that the upstream
+    /// can't be reached or closed the connection.
     pub(super) async fn call<B>(&self, mut request: Request<B>) -> Result<Response<Incoming>, ApiError>
     where
         B: HttpBody + Send + 'static,
@@ -127,7 +127,9 @@ impl Upstream {
     }
 
     fn unreachable(&self, source: io::Error) -> ApiError {
-        if self.peer == Peer::Control && source.kind() == io::ErrorKind::NotFound {
+        // mesh-control runs on managers only. One that was killed leaves its socket file behind.
+        let absent = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&source.kind());
+        if self.peer == Peer::Control && absent {
             return ApiError::NotAManager;
         }
         ApiError::Unreachable { peer: self.peer, socket: self.socket.clone(), source }

@@ -124,14 +124,14 @@ fn etcd_serves_nobody_else(lab: &Lab) -> Result<()> {
         Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
     };
     let (_, listening) = run("node-1", &["ss", "-Hltn"])?;
-    ensure!(listening.contains("127.0.0.1:2379"), "listening: {listening}");
-    ensure!(!listening.contains("0.0.0.0:2379") && !listening.contains("*:2379"), "listening: {listening}");
+    ensure!(listening.contains("127.0.0.1:4802"), "listening: {listening}");
+    ensure!(!listening.contains("0.0.0.0:4802") && !listening.contains("*:4802"), "listening: {listening}");
     for (place, url) in [
-        ("client", "https://10.77.0.11:2380/version"),
-        ("client", "http://10.77.0.11:2380/version"),
-        ("client", "https://10.77.0.11:2379/version"),
-        ("node-1", "https://127.0.0.1:2379/version"),
-        ("node-1", "http://127.0.0.1:2379/version"),
+        ("client", "https://10.77.0.11:4803/version"),
+        ("client", "http://10.77.0.11:4803/version"),
+        ("client", "https://10.77.0.11:4802/version"),
+        ("node-1", "https://127.0.0.1:4802/version"),
+        ("node-1", "http://127.0.0.1:4802/version"),
     ] {
         let (answered, said) = run(place, &["curl", "-sk", "--max-time", "5", url])?;
         ensure!(!answered, "{url} answered somebody without a certificate: {said}");

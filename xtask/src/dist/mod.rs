@@ -89,6 +89,7 @@ const PACKAGES: [Package; 3] = [
             "usr/share/zsh/vendor-completions/_mesh",
             "usr/share/fish/vendor_completions.d/mesh.fish",
             "usr/share/man/man1/mesh.1.gz",
+            "usr/share/man/man1/mesh-check.1.gz",
             "usr/share/man/man1/mesh-status.1.gz",
         ],
         scripts: &["postinst"],

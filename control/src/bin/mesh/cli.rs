@@ -1,9 +1,10 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use mesh_etcd_pki::{CA_FILE, CLIENT_FILE};
 use mesh_state::lb::Policy;
@@ -29,7 +30,8 @@ pub(crate) struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 no such object; 4 the host can't be \
-                          reached, is no manager, or has lost etcd.";
+                          reached, is no manager, or has lost etcd; 5 check found errors, or warnings with --strict; 6 check \
+                          still found some after --wait.";
 
 /// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,6 +61,9 @@ pub(crate) enum Command {
     /// Show nodes with their liveness and weight, the leader, and services with their policy,
     /// running and desired tasks.
     Status,
+    /// Look for what keeps mesh from working on this node or in its cluster; each finding has its
+    /// cure. Without --pre, --node or --cluster: this node, and its cluster if it has a manager.
+    Check(CheckArgs),
     /// Print the token that lets a node join, for mesh-agent's --join-token-file.
     Token {
         /// The role of the node that joins.
@@ -96,6 +101,29 @@ pub(crate) enum Command {
         #[arg(required = true, value_name = "NAME=ADDRESS[,ADDRESS]", value_parser = member)]
         members: Vec<Member>,
     },
+}
+
+/// What `mesh check` looks at.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct CheckArgs {
+    /// Look at this machine alone, as before mesh is installed.
+    #[arg(long, conflicts_with_all = ["node", "cluster"])]
+    pub(crate) pre: bool,
+    /// Look at this machine and its agent.
+    #[arg(long)]
+    pub(crate) node: bool,
+    /// Look at the cluster, through its API and the metrics of its nodes.
+    #[arg(long)]
+    pub(crate) cluster: bool,
+    /// Look again until there is no error, at most this long.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) wait: Option<Duration>,
+    /// Fail on warnings as well.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Print only warnings and errors.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 /// A member of etcd.

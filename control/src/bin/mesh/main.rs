@@ -5,6 +5,7 @@
 //!
 //! Left to others: everything that `docker service`, `docker node` and `docker swarm` can do.
 
+mod check;
 mod cli;
 mod client;
 mod context;
@@ -25,6 +26,9 @@ use client::{Client, ClientError};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Check(args) = &cli.command {
+        return check::run(&cli.host, args, cli.output).await;
+    }
     match run(&cli).await {
         Ok(text) => {
             println!("{text}");
@@ -49,6 +53,8 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
         Command::Service { command: ServiceCommand::Show { service } } => {
             service::show(&client, service, cli.output).await
         }
+        // Its exit code depends on what it finds.
+        Command::Check(_) => Ok(String::new()),
         Command::Status => status::show(&client, cli.output).await,
         Command::EtcdCertificates { out, days, members } => etcd_certificates::make(out, *days, members),
         Command::Context { make_current } => context::set_up(&cli.host, *make_current),

@@ -2,17 +2,14 @@
 //!
 //! A veth has its program from the moment when it becomes a port of a bridge of mesh, which is
 //! before the container's process runs and before anyone says whose it is. Its link is pinned under
-//! the veth's index then, and under the task's id once the task is known; a filter's name changes
-//! likewise.
+//! the veth's index then, and under the task's id once the task is known.
 //!
-//! Invariant: a veth has one link or filter of mesh, under whichever name.
+//! Invariant: a veth has one link of mesh, under whichever name.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use mesh_ebpf::abi::names;
-use mesh_runtime::error_chain;
-use tracing::warn;
 
 use super::{Hooks, remove};
 use crate::datapath::error::DatapathError;
@@ -32,13 +29,10 @@ impl Hooks {
             self.forget(&pin);
             std::fs::rename(&early, &pin)
                 .map_err(|source| DatapathError::Bpffs { path: early.clone(), source })?;
+            if let Some(placed) = self.placed.remove(&early) {
+                self.placed.insert(pin.clone(), placed);
+            }
         }
-        if let Some(placed) = self.placed.remove(&early)
-            && !self.uses_filters()
-        {
-            self.placed.insert(pin.clone(), placed);
-        }
-        // A filter gets its new name by being placed again.
         self.place_tc(names::PROGRAM_TASK, veth, &pin)
     }
 
@@ -48,9 +42,6 @@ impl Hooks {
         self.forget(&pin);
         if let Some(elsewhere) = self.pins.elsewhere(&pin) {
             remove(&elsewhere);
-        }
-        if self.uses_filters() {
-            self.detach_filters(&pin);
         }
     }
 
@@ -89,24 +80,15 @@ impl Hooks {
     }
 
     fn forget(&mut self, pin: &PathBuf) {
-        if let Some(placed) = self.placed.remove(pin)
-            && self.uses_filters()
-        {
-            self.forget_filter(pin, &placed);
-        }
+        self.placed.remove(pin);
         if pin.exists() {
             remove(pin);
         }
     }
 
-    /// The pins of veths' links and filters, by the veth's index.
+    /// The pins of veths' links, by the veth's index.
     fn pins_by_veth(&self) -> BTreeMap<u32, PathBuf> {
-        let filters = self.filters_by_veth().unwrap_or_else(|error| {
-            warn!(error = error_chain(&error), "can't find the filters of an earlier agent");
-            Vec::new()
-        });
         let index = |pin: &PathBuf| pinned_link_ifindex(pin).ok().filter(|index| *index != 0);
-        let links = self.pins.tasks().into_iter().filter_map(|pin| Some((index(&pin)?, pin)));
-        filters.into_iter().chain(links).collect()
+        self.pins.tasks().into_iter().filter_map(|pin| Some((index(&pin)?, pin))).collect()
     }
 }

@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use mesh_ebpf::abi::Mac;
 use mesh_ebpf::parse::vxlan::{SOURCE_PORT_MAX, SOURCE_PORT_MIN};
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
@@ -104,14 +104,13 @@ impl Netlink {
     }
 
     /// Sends one message and collects the answers.
-    pub(super) fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
+    pub(super) fn ask(
         &mut self,
-        message: M,
+        message: RouteNetlinkMessage,
         flags: u16,
-    ) -> io::Result<Vec<M>> {
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1);
-        let payload = NetlinkPayload::InnerMessage(message);
-        let mut request = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        let mut request = NetlinkMessage::from(message);
         request.header.sequence_number = self.sequence;
         request.header.flags = NLM_F_REQUEST | flags;
         request.finalize();
@@ -123,7 +122,8 @@ impl Netlink {
             let (datagram, _) = self.socket.recv_from_full()?;
             let mut at = 0;
             while at < datagram.len() {
-                let answer = NetlinkMessage::<M>::deserialize(&datagram[at..]).map_err(io::Error::other)?;
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram[at..])
+                    .map_err(io::Error::other)?;
                 let length = usize::try_from(answer.header.length).unwrap_or_default().next_multiple_of(4);
                 at += length.max(16);
                 if answer.header.sequence_number != self.sequence {
