@@ -33,6 +33,8 @@ pub struct Admin {
     pub datapath: Option<Arc<Datapath>>,
     /// Whether the node's cluster doesn't know it any more, so that it carries nothing.
     pub expelled: watch::Receiver<bool>,
+    /// Why traffic is carried in userspace though the node's settings allow kernel programs.
+    pub fallback: watch::Receiver<Option<String>>,
     /// Further routes, for tests.
     pub debug: Router<Arc<Admin>>,
 }
@@ -71,7 +73,10 @@ async fn ready(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
             StatusCode::SERVICE_UNAVAILABLE,
             "no mesh table is applied yet: see the log for the managers\n".to_owned(),
         ),
-        generation => (StatusCode::OK, format!("table {generation} is applied\n")),
+        generation => {
+            let fallback = admin.fallback.borrow().as_ref().map(|why| format!("{why}\n")).unwrap_or_default();
+            (StatusCode::OK, format!("table {generation} is applied\n{fallback}"))
+        }
     }
 }
 
@@ -110,17 +115,22 @@ mod tests {
         let counter = prometheus::IntCounter::new("mesh_test_total", "A test.").expect("a counter");
         registry.register(Box::new(counter)).expect("it is registered");
         let (expelled, is_expelled) = watch::channel(false);
+        let (fallback, why) = watch::channel(None);
         let router = router(Admin {
             registry,
             applied: receiver,
             datapath: None,
             expelled: is_expelled,
+            fallback: why,
             debug: Router::new(),
         });
         assert_eq!(get_path(&router, "/healthz").await.0, StatusCode::OK);
         assert_eq!(get_path(&router, "/readyz").await.0, StatusCode::SERVICE_UNAVAILABLE);
         applied.send_replace(7);
         assert_eq!(get_path(&router, "/readyz").await, (StatusCode::OK, "table 7 is applied\n".to_owned()));
+        fallback.send_replace(Some("no programs".to_owned()));
+        let still_ready = (StatusCode::OK, "table 7 is applied\nno programs\n".to_owned());
+        assert_eq!(get_path(&router, "/readyz").await, still_ready, "it says why it is in userspace");
         let (status, text) = get_path(&router, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         assert!(text.contains("mesh_test_total 0"), "expected the counter, saw: {text}");

@@ -91,6 +91,9 @@ pub struct RunArgs {
     /// Which data path takes the packets of published ports.
     #[arg(long, env = "MESH_DATAPATH", value_enum, default_value_t = Datapath::Auto)]
     pub datapath: Datapath,
+    /// How TC programs are attached. For tests: `auto` asks the kernel.
+    #[arg(long, env = "MESH_TC_HOOKS", value_enum, default_value_t = TcHooks::Auto, hide = true)]
+    pub tc_hooks: TcHooks,
     /// Directory in which kernel programs and maps are pinned.
     #[arg(long, env = "MESH_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/mesh")]
     pub bpffs: PathBuf,
@@ -205,7 +208,8 @@ pub struct UninstallArgs {
 /// The data paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Datapath {
-    /// XDP on uplinks whose driver runs it natively, TC on all others.
+    /// XDP on uplinks whose driver runs it natively, TC on all others; userspace where the kernel
+    /// takes no programs.
     Auto,
     /// XDP programs, with TC programs behind them.
     Xdp,
@@ -213,6 +217,17 @@ pub enum Datapath {
     Tc,
     /// No kernel programs: sockets and a relay between nodes.
     Userspace,
+}
+
+/// The ways to attach TC programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TcHooks {
+    /// By tcx links where the kernel has them, by filters of clsact elsewhere.
+    Auto,
+    /// By tcx links.
+    Tcx,
+    /// By filters of clsact.
+    Clsact,
 }
 
 /// The backends that have series.

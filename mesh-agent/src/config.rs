@@ -15,7 +15,7 @@ use mesh_state::node::OwnPort;
 use mesh_state::spec::Protocol;
 use thiserror::Error;
 
-use crate::cli::{Datapath, MetricsBackends, RunArgs};
+use crate::cli::{Datapath, MetricsBackends, RunArgs, TcHooks};
 use crate::control_link::token::{JoinToken, TokenError};
 use crate::datapath::TableSizes;
 use crate::proxy::{ProxySettings, UdpLimits};
@@ -54,6 +54,8 @@ pub struct Config {
     pub task_files: PathBuf,
     /// Who takes the packets of published ports.
     pub datapath: Datapath,
+    /// How TC programs are attached.
+    pub tc_hooks: TcHooks,
     /// The directory of pinned programs and maps.
     pub bpffs: PathBuf,
     /// UDP port of the tunnel.
@@ -156,6 +158,7 @@ impl Config {
             data_dir: args.data_dir,
             task_files: args.task_files,
             datapath: args.datapath,
+            tc_hooks: args.tc_hooks,
             bpffs: args.bpffs,
             vxlan_port: args.vxlan_port,
             wireguard_port: args.wireguard_port,

@@ -49,6 +49,7 @@ impl Served {
             control: engine.path("control.sock"),
             tunnel_port: 4799,
             view,
+            fallback: watch::channel(None).1,
             attachments: Arc::default(),
             enrolment,
             promotions: Arc::default(),

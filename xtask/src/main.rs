@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use xtask::nested::Nested;
-use xtask::{dist, fuzz, lint, test, tidy};
+use xtask::{dist, fuzz, kernels, lint, test, tidy};
 
 use mesh_checkout::setup;
 
@@ -36,6 +36,8 @@ enum Verb {
     Demo(Passed),
     /// Run everything that a clean checkout must pass, the quickest first
     Test(test::TestArgs),
+    /// Run the tests of the kernel programs on Debian's stock kernels, in virtual machines
+    Kernels(kernels::KernelsArgs),
     /// Run the same docker commands against a real Swarm and against mesh; fails on a difference
     /// without a listed reason
     #[command(disable_help_flag = true)]
@@ -95,6 +97,7 @@ fn run(verb: &Verb) -> Result<()> {
             Nested::Bench.exec(typed())
         }
         Verb::Test(args) => test::run(args),
+        Verb::Kernels(args) => kernels::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::Dist(args) => dist::run(args),
         Verb::Lint => {

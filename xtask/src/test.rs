@@ -14,7 +14,7 @@ use mesh_checkout::{setup, workspace};
 use serde::Deserialize;
 
 use crate::nested::Nested;
-use crate::{dist, lint, tidy};
+use crate::{dist, kernels, lint, tidy};
 
 /// The environment variable with the name of the cluster tests' lab.
 pub const LAB_VAR: &str = "MESH_LAB";
@@ -71,6 +71,8 @@ enum GateStep {
     Packages,
     /// Kernel programs (needs root)
     Kernel,
+    /// Kernel programs on Debian's kernels 6.1 and 6.12, in virtual machines
+    Kernels,
     /// The lab, without mesh (needs root)
     Lab,
     /// Whole clusters: on the tc datapath, on xdp, in userspace, and mixed (needs root)
@@ -145,6 +147,7 @@ impl GateStep {
             Self::Integration => interface_tests(|package| !ROOTS_TESTS.contains(&package))?,
             Self::Packages => dist::make(dist::Profile::Dev)?,
             Self::Kernel => interface_tests(|package| package == "mesh-agent")?,
+            Self::Kernels => kernels::check()?,
             Self::Lab => interface_tests(|package| LAB_TESTS.contains(&package))?,
             Self::Cluster => return cluster(),
             Self::SwarmDiff => Nested::SwarmDiff.run(["swarm-diff"])?,

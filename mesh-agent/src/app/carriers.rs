@@ -15,21 +15,29 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli;
 use crate::config::Config;
-use crate::datapath::{Datapath, DatapathConfig, DatapathError, DatapathMode, TaskLink};
+use crate::datapath::{
+    Datapath, DatapathConfig, DatapathError, DatapathMode, Fallback, TaskLink, TcHooks, open_or_fall_back,
+};
 use crate::lb::loads::Loads;
 use crate::proxy::Proxy;
 use crate::task::load::LoadMeter;
 use crate::task::network::{Draining, RunningTask, StartingTask, TaskNetwork, TaskNetworkError};
 use mesh_runtime::{Components, error_chain};
 
+/// The kernel programs, if there are any.
+#[derive(Default)]
+pub(super) struct Programs {
+    pub(super) datapath: Option<Arc<Datapath>>,
+    /// Why there are none, though the node's settings allow them.
+    pub(super) fallback: Option<Fallback>,
+}
+
 /// Loads and attaches the kernel programs, unless `--datapath userspace`. Blocks.
 ///
 /// # Errors
-/// The node lacks something that the programs need.
-pub(super) fn open_datapath(
-    config: &Config,
-    loads: Arc<Loads>,
-) -> Result<Option<Arc<Datapath>>, DatapathError> {
+/// The node lacks something that the programs need, and its settings demand them; or it has a
+/// mistake in its settings.
+pub(super) fn open_datapath(config: &Config, loads: Arc<Loads>) -> Result<Programs, DatapathError> {
     let mode = match config.datapath {
         cli::Datapath::Auto => DatapathMode::Auto,
         cli::Datapath::Xdp => DatapathMode::Xdp,
@@ -38,11 +46,17 @@ pub(super) fn open_datapath(
             tracing::info!(
                 "the userspace datapath has no tunnel: tasks reach those of other nodes by published ports only"
             );
-            return Ok(None);
+            return Ok(Programs::default());
         }
+    };
+    let tc_hooks = match config.tc_hooks {
+        cli::TcHooks::Auto => TcHooks::Auto,
+        cli::TcHooks::Tcx => TcHooks::Tcx,
+        cli::TcHooks::Clsact => TcHooks::Clsact,
     };
     let settings = DatapathConfig {
         mode,
+        tc_hooks,
         interfaces: config.interfaces.clone(),
         address: Some(config.address),
         bpffs: config.bpffs.clone(),
@@ -52,7 +66,10 @@ pub(super) fn open_datapath(
         loads,
         ..DatapathConfig::default()
     };
-    crate::datapath::open(settings).map(Some)
+    Ok(match open_or_fall_back(&settings)? {
+        Ok(datapath) => Programs { datapath: Some(datapath), fallback: None },
+        Err(fallback) => Programs { datapath: None, fallback: Some(fallback) },
+    })
 }
 
 /// The generation `cached` of the table on disk, if the programs must not follow it: their maps

@@ -63,6 +63,7 @@ pub(super) async fn depart(
         Err(error) => remains.push(error_chain(&error)),
     }
     process.view.send_replace(Arc::new(no_view()));
+    process.fallback.send_replace(None);
     if remains.is_empty() {
         tracing::info!("this node has left its cluster");
         return Ok(());

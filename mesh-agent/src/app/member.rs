@@ -21,6 +21,7 @@ use prometheus::process_collector::ProcessCollector;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::carriers::Programs;
 use super::health::PassiveHealth;
 use super::membership::Membership;
 use super::state::State;
@@ -30,7 +31,7 @@ use crate::config::Config;
 use crate::control_link::cache::{self, Cached};
 use crate::control_link::identity::Identity;
 use crate::control_link::relay_keys::RelayKeys;
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Fallback};
 use crate::docker_api;
 use crate::lb::loads::Loads;
 use crate::metrics::progress::Progress;
@@ -84,7 +85,11 @@ pub(super) async fn start(
     start_names(components, views.clone(), Arc::clone(&local), served);
     let encryption = encryption::start(components, &config, views.clone());
     let (opening, known) = (config.clone(), Arc::clone(&loads));
-    let datapath = tokio::task::spawn_blocking(move || carriers::open_datapath(&opening, known)).await??;
+    let Programs { datapath, fallback } =
+        tokio::task::spawn_blocking(move || carriers::open_datapath(&opening, known)).await??;
+    process.fallback.send_replace(fallback.as_ref().map(Fallback::sentence));
+    // Without programs, nothing puts packets on the device.
+    let encryption = encryption.filter(|_| datapath.is_some());
     let datapath_name = carriers::datapath_name(datapath.as_deref());
     tracing::info!(
         node = config.name,
@@ -95,7 +100,7 @@ pub(super) async fn start(
     );
 
     let applied = start_carriers(components, &proxy, datapath.clone(), sockets.relay, &views)?;
-    let (node, node_facts) = watch::channel(first_facts(&config, datapath_name));
+    let (node, node_facts) = watch::channel(first_facts(&config, datapath_name, fallback));
     let kept = start_keeping_counters(components, config.data_dir.clone(), &proxy);
     carriers::start_telling_readiness(components, applied.clone(), resumes_at, process.ready.clone());
     let (connected, is_connected) = watch::channel(false);
@@ -115,7 +120,8 @@ pub(super) async fn start(
         backends: config.metrics_backends,
     };
     let metrics_door = Door::new(Listener::AgentMetrics, room.metrics, refusals.clone());
-    start_admin(components, sockets.metrics, metrics_door, (&refusals, &counts), is_expelled, collector)?;
+    let states = (is_expelled, process.fallback.subscribe());
+    start_admin(components, sockets.metrics, metrics_door, (&refusals, &counts), states, collector)?;
     start_telling_manager(components, &config, views.clone());
     start_cache(components, config.data_dir.clone(), views, keys);
     let state = State { view, relay_keys, connected, expelled, applied, encryption, loads };
@@ -127,11 +133,12 @@ pub(super) async fn start(
 }
 
 /// The node's properties in metrics before it has joined.
-fn first_facts(config: &Config, datapath_name: &str) -> NodeFacts {
+fn first_facts(config: &Config, datapath_name: &str, fallback: Option<Fallback>) -> NodeFacts {
     NodeFacts {
         hostname: config.name.clone(),
         kernel: config.kernel.clone(),
         datapath: datapath_name.to_owned(),
+        fallback: fallback.map(|fallback| fallback.cause),
         role: String::new(),
         certificate_until: None,
     }
@@ -308,7 +315,7 @@ fn start_admin(
     listener: TcpListener,
     door: Arc<Door>,
     (refusals, counts): (&Refusals, &Counts),
-    expelled: watch::Receiver<bool>,
+    (expelled, fallback): (watch::Receiver<bool>, watch::Receiver<Option<String>>),
     collector: impl FnOnce(Progress) -> AgentCollector,
 ) -> anyhow::Result<()> {
     let stopping = components.stopping();
@@ -324,6 +331,7 @@ fn start_admin(
         applied: applied.clone(),
         datapath: collector.datapath.clone(),
         expelled,
+        fallback,
         debug: components.debug_routes(),
     };
     registry.register(Box::new(collector))?;

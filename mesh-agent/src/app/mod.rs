@@ -57,6 +57,8 @@ struct Process {
     ready: watch::Sender<bool>,
     /// The node's view of the mesh; empty while it is in no cluster.
     view: watch::Sender<Arc<NodeView>>,
+    /// Why the node carries traffic in userspace though its settings allow kernel programs.
+    fallback: watch::Sender<Option<String>>,
     /// Containers on the cluster's networks, while the node is a member.
     attachments: Arc<ArcSwapOption<Attachments>>,
     /// How far the manager on this node is.
@@ -81,6 +83,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         refusals: Refusals::new()?,
         ready: watch::Sender::new(false),
         view: watch::Sender::new(Arc::new(no_view())),
+        fallback: watch::Sender::new(None),
         attachments: Arc::default(),
         promotions: Arc::default(),
         args,
@@ -136,6 +139,7 @@ fn start_docker_api(process: &Process, socket: UnixListener, enrolment: Enrolmen
         control: process.args.control_socket.clone(),
         tunnel_port: process.args.vxlan_port,
         view: process.view.subscribe(),
+        fallback: process.fallback.subscribe(),
         attachments: Arc::clone(&process.attachments),
         enrolment,
         promotions: Arc::clone(&process.promotions),

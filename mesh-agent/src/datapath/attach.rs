@@ -1,8 +1,8 @@
-//! Attaches programs to interfaces, by links that outlive the agent.
+//! Attaches programs to interfaces, by links or filters that outlive the agent.
 //!
-//! Invariants: every link is pinned; a link that exists keeps its place and only gets the new
-//! program, in one step, so no packet passes without a program. This module detaches a link only if
-//! its interface is gone or no longer wanted.
+//! Invariants: every link is pinned, every filter is at mesh's place ([`filters`]); one that exists
+//! keeps its place and only gets the new program, in one step, so no packet passes without a
+//! program. This module detaches a program only if its interface is gone or no longer wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,19 +10,23 @@ use std::path::{Path, PathBuf};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use mesh_ebpf::abi::names;
 use tracing::{info, warn};
 
-use super::config::DatapathMode;
+use super::config::{DatapathMode, TcHooks};
 use super::error::DatapathError;
 use super::loader;
-use super::network::netlink::{Link, is_veth};
+use super::network::filters::Side;
+use super::network::netlink::Link;
 use super::pins::Pins;
 use super::syscall::pinned_link_ifindex;
+use filters::Way;
 use mesh_runtime::error_chain;
 
+pub(super) mod filters;
 mod veths;
+mod xdp;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -33,7 +37,7 @@ pub struct AttachedHook {
     pub interface: String,
     /// The hook: `xdp`, `tc` or `tc-egress`.
     pub hook: &'static str,
-    /// The mode: `native` or `generic` for XDP, `tcx` for TC.
+    /// The mode: `native` or `generic` for XDP, `tcx` or `clsact` for TC.
     pub mode: &'static str,
 }
 
@@ -42,15 +46,19 @@ pub(super) struct Hooks {
     ebpf: Ebpf,
     pins: Pins,
     mode: DatapathMode,
-    /// The links in place, by pin.
+    way: Way,
+    /// The programs in place, by the pins of their links; a filter is at the pin that its link
+    /// would have.
     placed: BTreeMap<PathBuf, Placed>,
+    /// Indexes of the uplinks that refused XDP, where TC does in `auto`.
+    without_xdp: BTreeSet<u32>,
 }
 
-/// A link in place.
+/// A program in place.
 struct Placed {
     /// The program's name in the object.
     program: &'static str,
-    /// The interface for which the link was made.
+    /// The interface to which it was attached.
     link: Link,
     /// How metrics show it.
     hook: AttachedHook,
@@ -58,8 +66,9 @@ struct Placed {
 
 impl Hooks {
     /// Programs that are not attached yet.
-    pub(super) fn new(ebpf: Ebpf, pins: Pins, mode: DatapathMode) -> Self {
-        Self { ebpf, pins, mode, placed: BTreeMap::new() }
+    pub(super) fn new(ebpf: Ebpf, pins: Pins, mode: DatapathMode, tc_hooks: TcHooks) -> Self {
+        let way = Way::of(tc_hooks);
+        Self { ebpf, pins, mode, way, placed: BTreeMap::new(), without_xdp: BTreeSet::new() }
     }
 
     /// Attaches the programs that the uplinks and the devices need, adopts links that exist,
@@ -95,6 +104,12 @@ impl Hooks {
         if let Some(device) = encryption {
             wanted.insert(self.ensure_tc(names::PROGRAM_DECRYPTED, device)?);
         }
+        self.tidy(&wanted)
+    }
+
+    /// Detaches programs that are not wanted any more. Tasks' programs stay until their interface
+    /// is gone or the task is detached.
+    fn tidy(&mut self, wanted: &BTreeSet<PathBuf>) -> Result<(), DatapathError> {
         let tasks = self.pins.task("");
         for pin in self.pins.links() {
             let is_gone = pin.starts_with(&tasks) && pinned_link_ifindex(&pin).is_ok_and(|index| index == 0);
@@ -103,7 +118,10 @@ impl Hooks {
                 self.placed.remove(&pin);
             }
         }
-        self.pins.forget_others(|pin| pinned_link_ifindex(pin).is_ok_and(|index| index != 0));
+        let has_others = self.tidy_filters(wanted)?;
+        self.placed.retain(|pin, _| pin.starts_with(&tasks) || wanted.contains(pin));
+        // Filters of another version still use its maps.
+        self.pins.forget_others(|pin| has_others || pinned_link_ifindex(pin).is_ok_and(|index| index != 0));
         Ok(())
     }
 
@@ -133,15 +151,11 @@ impl Hooks {
             })?;
         }
         let tasks = self.pins.task("");
-        let is_lost = |pin: &&PathBuf| pin.starts_with(&tasks) && !pin.exists();
-        let lost: Vec<PathBuf> = self.placed.keys().filter(is_lost).cloned().collect();
-        for pin in lost {
-            let Some(Placed { program, link, .. }) = self.placed.remove(&pin) else { continue };
-            warn!(interface = link.name, pin = %pin.display(), "a task's pin was removed: attaching its program again");
-            if let Err(error) = self.place_tc(program, &link, &pin) {
-                // The task may have ended: its interface is gone then.
-                warn!(interface = link.name, error = %error_chain(&error), "can't attach a task's program again");
-            }
+        let is_lost =
+            |(pin, placed): &(&PathBuf, &Placed)| pin.starts_with(&tasks) && !self.is_in_force(pin, placed);
+        let lost: Vec<PathBuf> = self.placed.iter().filter(is_lost).map(|(pin, _)| pin.clone()).collect();
+        for pin in &lost {
+            self.restore(pin);
         }
         Ok(())
     }
@@ -163,63 +177,39 @@ impl Hooks {
         if self.is_placed(pin, link) {
             return Ok(());
         }
-        let classifier = loader::classifier(&mut self.ebpf, program)?;
-        let (hook, direction) = tc_hook(program);
-        let place = |present| place_classifier(classifier, link, direction, present);
-        renew(&self.pins, pin, link.index, place).map_err(|source| DatapathError::Attach {
+        let placed = match self.way {
+            Way::Tcx => self.place_link(program, link, pin),
+            Way::Clsact => self.place_filter(program, link, pin),
+        };
+        placed.map_err(|source| DatapathError::Attach {
             program,
             interface: link.name.clone(),
-            advice: tc_advice(&source),
+            advice: tc_advice(self.way, &source),
             source,
         })?;
-        self.note(pin, program, link, hook, "tcx");
+        self.note(pin, program, link, tc_hook(program).0, self.way.label());
         Ok(())
     }
 
-    /// Attaches XDP in native mode. If the driver has none: nothing in `auto`, generic mode in
-    /// `xdp`.
-    fn ensure_xdp(&mut self, link: &Link) -> Result<Option<PathBuf>, DatapathError> {
-        let pin = self.pins.link(&link.name, "xdp");
-        if self.is_placed(&pin, link) {
-            return Ok(Some(pin));
-        }
-        if is_veth(link) {
-            warn!(
-                interface = link.name,
-                "native XDP on a veth works only if its other end runs an XDP program too, with `tx` offload off"
-            );
-        }
-        let xdp = loader::xdp(&mut self.ebpf)?;
-        let mut mode = if link.is_xdp_native == Some(false) { "generic" } else { "native" };
-        let mut result = renew(&self.pins, &pin, link.index, |present| {
-            place_xdp(xdp, link.index, XdpMode::Driver, present)
-        });
-        if result.as_ref().is_err_and(is_unsupported) {
-            if self.mode == DatapathMode::Auto {
-                info!(interface = link.name, "the driver has no native XDP: TC takes its packets");
-                return Ok(None);
-            }
-            warn!(
-                interface = link.name,
-                "the driver has no native XDP: attaching in generic mode, which is no faster than --datapath tc"
-            );
-            mode = "generic";
-            result = renew(&self.pins, &pin, link.index, |present| {
-                place_xdp(xdp, link.index, XdpMode::Skb, present)
-            });
-        }
-        result.map_err(|source| DatapathError::Attach {
-            program: names::PROGRAM_XDP,
-            interface: link.name.clone(),
-            advice: xdp_advice(&source),
-            source,
-        })?;
-        self.note(&pin, names::PROGRAM_XDP, link, "xdp", mode);
-        Ok(Some(pin))
+    fn place_link(&mut self, program: &'static str, link: &Link, pin: &Path) -> Result<(), BoxError> {
+        let classifier = loader::classifier(&mut self.ebpf, program)?;
+        let direction = tc_hook(program).1;
+        renew(&self.pins, pin, link.index, |present| place_classifier(classifier, link, direction, present))?;
+        filters::remove_left(program, link);
+        Ok(())
     }
 
     fn is_placed(&self, pin: &Path, link: &Link) -> bool {
-        self.placed.get(pin).is_some_and(|placed| placed.link.index == link.index) && pin.exists()
+        let is_there = |placed: &Placed| placed.link.index == link.index && self.is_in_force(pin, placed);
+        self.placed.get(pin).is_some_and(is_there)
+    }
+
+    /// Whether nobody has removed a program that was placed.
+    fn is_in_force(&self, pin: &Path, placed: &Placed) -> bool {
+        if self.way == Way::Tcx || placed.program == names::PROGRAM_XDP {
+            return pin.exists();
+        }
+        self.has_filter(pin, placed)
     }
 
     fn note(
@@ -269,6 +259,14 @@ fn tc_hook(program: &str) -> (&'static str, TcAttachType) {
     }
 }
 
+/// The side of an interface that a TC program is for.
+fn side_of(program: &str) -> Side {
+    match tc_hook(program).1 {
+        TcAttachType::Egress => Side::Egress,
+        _ => Side::Ingress,
+    }
+}
+
 fn place_classifier(
     program: &mut SchedClassifier,
     link: &Link,
@@ -286,54 +284,28 @@ fn place_classifier(
     Ok(program.take_link(id)?.try_into()?)
 }
 
-/// aya falls back to netlink where the kernel has no XDP links; such a link can't be pinned and is
-/// refused here.
-fn place_xdp(
-    program: &mut Xdp,
-    ifindex: u32,
-    mode: XdpMode,
-    present: Option<FdLink>,
-) -> Result<FdLink, BoxError> {
-    let id = match present {
-        Some(present) => program.attach_to_link(present.try_into()?)?,
-        None => program.attach_to_if_index(ifindex, mode)?,
-    };
-    Ok(program.take_link(id)?.try_into()?)
-}
-
 fn errno(error: &BoxError) -> Option<i32> {
     match error.downcast_ref::<ProgramError>() {
         Some(ProgramError::SyscallError(error)) => error.io_error.raw_os_error(),
-        _ => None,
+        _ => error.downcast_ref::<std::io::Error>()?.raw_os_error(),
     }
-}
-
-fn is_unsupported(error: &BoxError) -> bool {
-    errno(error) == Some(libc::EOPNOTSUPP)
 }
 
 /// The next step if a TC program can't be attached: only a kernel that doesn't know the command is
 /// too old.
-fn tc_advice(error: &BoxError) -> &'static str {
-    match errno(error) {
-        Some(libc::EINVAL | libc::EOPNOTSUPP) => {
-            "tcx links need kernel 6.6 or newer; --datapath userspace works without"
+fn tc_advice(way: Way, error: &BoxError) -> &'static str {
+    match (way, errno(error)) {
+        (_, Some(libc::ENODEV)) => "the interface is gone",
+        (_, Some(libc::EPERM | libc::EACCES)) => "the agent needs CAP_BPF and CAP_NET_ADMIN",
+        (Way::Tcx, Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+            "tcx links need kernel 6.6 or newer: leave --tc-hooks out, and filters of clsact do"
         }
-        Some(libc::ENODEV) => "the interface is gone",
-        Some(libc::EPERM | libc::EACCES) => "the agent needs CAP_BPF and CAP_NET_ADMIN",
-        _ => "see whether the directory of --bpffs is there and writable",
-    }
-}
-
-fn xdp_advice(error: &BoxError) -> &'static str {
-    match errno(error) {
-        Some(libc::EBUSY | libc::EEXIST) => {
-            "another XDP program is there: remove it with `ip link set dev IF xdp off`, or use --datapath tc"
+        (Way::Clsact, Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
+            "the kernel has no clsact filters: load the modules sch_ingress and cls_bpf; \
+             --datapath userspace works without"
         }
-        Some(libc::ERANGE | libc::EINVAL) => {
-            "the driver refuses XDP at this MTU or with these offloads: lower the MTU, or use --datapath tc"
-        }
-        _ => "--datapath tc works without XDP",
+        (Way::Clsact, _) => "see `tc filter show dev IF ingress` (and egress) for others' filters there",
+        (Way::Tcx, _) => "see whether the directory of --bpffs is there and writable",
     }
 }
 

@@ -21,11 +21,25 @@ pub enum DatapathMode {
     Tc,
 }
 
+/// How TC programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum TcHooks {
+    /// By tcx links where the kernel has them (Linux 6.6), by filters elsewhere.
+    #[default]
+    Auto,
+    /// By tcx links.
+    Tcx,
+    /// By filters of the `clsact` qdisc.
+    Clsact,
+}
+
 /// Settings of the data plane.
 #[derive(Debug, Clone)]
 pub struct DatapathConfig {
     /// Which programs to attach.
     pub mode: DatapathMode,
+    /// How TC programs are attached.
+    pub tc_hooks: TcHooks,
     /// The uplinks; empty: those with a default route.
     pub interfaces: Vec<String>,
     /// The address by which other nodes reach this one; none: the first of the first uplink.
@@ -72,6 +86,7 @@ impl Default for DatapathConfig {
     fn default() -> Self {
         Self {
             mode: DatapathMode::Auto,
+            tc_hooks: TcHooks::Auto,
             interfaces: Vec::new(),
             address: None,
             bpffs: PathBuf::from("/sys/fs/bpf/mesh"),

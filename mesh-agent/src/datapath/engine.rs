@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::attach::Hooks;
+use super::attach::filters::remove_all;
 use super::cabling::Cabling;
 use super::carry_over::carry_over;
 use super::config::DatapathConfig;
@@ -116,7 +117,7 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
         published,
         counters: Counters::open(&pins)?,
         capacities,
-        hooks: Mutex::new(Hooks::new(ebpf, pins, config.mode)),
+        hooks: Mutex::new(Hooks::new(ebpf, pins, config.mode, config.tc_hooks)),
         network: Mutex::new(Network { uplinks, routes: MemberRoutes::default() }),
         cabling: Mutex::default(),
         sweeper: Mutex::new(sweeper),
@@ -138,16 +139,38 @@ pub fn open(config: DatapathConfig) -> Result<Arc<Datapath>, DatapathError> {
     Ok(Arc::new(datapath))
 }
 
-/// Removes everything that mesh has put on this node: links and maps of every version, the tunnel
-/// device, the firewall table. Returns what was removed, in words.
+/// Whether programs of an earlier agent are on this node.
+///
+/// # Errors
+/// The kernel refuses a query.
+pub(super) fn has_programs(config: &DatapathConfig) -> Result<bool, DatapathError> {
+    let pins = Pins::new(&config.bpffs);
+    let netlink = || DatapathError::netlink("listing the filters of interfaces");
+    let filters = Netlink::open().and_then(|mut netlink| netlink.filters()).map_err(netlink())?;
+    Ok(!pins.links().is_empty() || !pins.others().is_empty() || !filters.is_empty())
+}
+
+/// Removes what an attempt to load and attach programs has left. The device of encrypted networks
+/// stays, as this agent reads it.
+///
+/// # Errors
+/// Something could not be removed.
+pub(super) fn take_off_programs(config: &DatapathConfig) -> Result<(), DatapathError> {
+    Pins::new(&config.bpffs).remove()?;
+    remove_all()?;
+    host::remove_tunnel().map(drop)
+}
+
+/// Removes everything that mesh has put on this node: links, filters and maps of every version, the
+/// tunnel device, the firewall table. Returns what was removed, in words.
 ///
 /// # Errors
 /// Something could not be removed; everything else is removed.
 pub fn uninstall(config: &DatapathConfig) -> Result<Vec<String>, DatapathError> {
     let pins = Pins::new(&config.bpffs).remove();
-    let host = host::remove()?;
+    let (filters, host) = (remove_all(), host::remove()?);
     let programs = pins?.into_iter().map(|path| format!("the programs and maps in {}", path.display()));
-    Ok(programs.chain(host).collect())
+    Ok(programs.chain(filters?).chain(host).collect())
 }
 
 impl Datapath {

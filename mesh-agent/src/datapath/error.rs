@@ -29,7 +29,7 @@ pub enum DatapathError {
     },
     /// The kernel refused the object.
     #[error(
-        "the kernel refuses the programs: it must be 6.6 or newer and allow CAP_BPF and CAP_NET_ADMIN; \
+        "the kernel refuses the programs: it must be 6.1 or newer and allow CAP_BPF and CAP_NET_ADMIN; \
          --datapath userspace works without"
     )]
     Load(#[source] Box<EbpfError>),

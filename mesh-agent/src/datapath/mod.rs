@@ -8,7 +8,8 @@
 //! keep their contents, and an agent that stops leaves everything running. Only [`uninstall`]
 //! removes anything. Only this module uses aya.
 //!
-//! In reading order: [`engine`] joins the parts, [`run`] drives them; [`state`] brings the maps to
+//! In reading order: [`engine`] joins the parts ([`fallback`] decides what happens where the kernel
+//! takes no programs), [`run`] drives them; [`state`] brings the maps to
 //! what [`diff`] plans over [`contents`] and [`facts`] ([`index`] assigns the numbers); [`pulse`]
 //! does the work of every second; [`tasks`] and [`cables`] connect containers; [`sweep`] (over
 //! [`flow_map`]), [`drain`] and [`stats`] (of what [`state`] has [`published`]) read flows and
@@ -36,6 +37,7 @@ mod engine;
 mod error;
 mod evictions;
 mod expiry;
+mod fallback;
 mod flow_map;
 mod loader;
 mod lock;
@@ -57,11 +59,12 @@ mod tasks;
 mod testing;
 
 pub use attach::AttachedHook;
-pub use config::{DatapathConfig, DatapathMode, TableSizes};
+pub use config::{DatapathConfig, DatapathMode, TableSizes, TcHooks};
 pub use durations::PortDurations;
 pub use engine::{Datapath, open, uninstall};
 pub use error::DatapathError;
 pub use evictions::{ByProtocol, Evictions};
+pub use fallback::{Fallback, open_or_fall_back};
 pub use network::far_end::FarEnd;
 pub(crate) use network::host::bring_up;
 pub use network::host_networks::{HostNetwork, host_addresses, host_networks};

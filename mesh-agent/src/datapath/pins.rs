@@ -82,6 +82,16 @@ impl Pins {
         self.task(&format!("veth{ifindex}"))
     }
 
+    /// A pin of this version by its name: `links/eth0-tc`, `tasks/<task>`.
+    pub(super) fn named(&self, name: &str) -> PathBuf {
+        self.current.join(name)
+    }
+
+    /// The name of a pin of this version, the same in every version.
+    pub(super) fn name(&self, pin: &Path) -> String {
+        pin.strip_prefix(&self.current).unwrap_or(pin).to_string_lossy().into_owned()
+    }
+
     /// The pins of links on containers' veths, of every version.
     pub(super) fn tasks(&self) -> Vec<PathBuf> {
         let versions = std::iter::once(self.current.clone()).chain(self.others());

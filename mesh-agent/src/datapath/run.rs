@@ -14,6 +14,7 @@ use tracing::{error, warn};
 
 use super::Datapath;
 use super::error::DatapathError;
+use super::lock::lock;
 use super::network::monitor::Monitor;
 use crate::view::NodeView;
 use mesh_runtime::error_chain;
@@ -67,7 +68,7 @@ impl Datapath {
         applied: watch::Sender<u64>,
         shutdown: CancellationToken,
     ) {
-        let monitor = Monitor::open()
+        let monitor = Monitor::open(lock(&self.hooks).uses_filters())
             .inspect_err(|error| {
                 warn!(
                     error = error_chain(&error),

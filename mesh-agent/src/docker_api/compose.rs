@@ -154,6 +154,9 @@ impl Composer {
         };
         if let Some(fields) = info.as_object_mut() {
             fields.insert("Swarm".to_owned(), swarm);
+            if let Some(fallback) = &*self.upstreams.fallback.borrow() {
+                add_warning(fields, &format!("WARNING: mesh: {fallback}"));
+            }
         }
         Ok(replaced(head, &info))
     }
@@ -269,6 +272,14 @@ fn api_version(header: &HeaderValue) -> (u32, u32) {
     (major.parse().unwrap_or(0), minor.parse().unwrap_or(0))
 }
 
+/// Adds a warning that `docker info` prints.
+fn add_warning(info: &mut serde_json::Map<String, Value>, warning: &str) {
+    match info.get_mut("Warnings").and_then(Value::as_array_mut) {
+        Some(warnings) => warnings.push(json!(warning)),
+        None => drop(info.insert("Warnings".to_owned(), json!([warning]))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,5 +290,18 @@ mod tests {
         assert!(version("1.9") < version("1.41"), "1.9 is older than 1.41");
         assert!(version("1.41") < version("1.50"));
         assert!(version("nonsense") < version("1.24"));
+    }
+
+    #[test]
+    fn a_warning_joins_the_engines() {
+        for (info, expected) in [
+            (json!({ "Warnings": null }), json!(["ours"])),
+            (json!({}), json!(["ours"])),
+            (json!({ "Warnings": ["theirs"] }), json!(["theirs", "ours"])),
+        ] {
+            let mut info = info.as_object().cloned().unwrap_or_default();
+            add_warning(&mut info, "ours");
+            assert_eq!(info["Warnings"], expected);
+        }
     }
 }

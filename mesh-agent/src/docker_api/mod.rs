@@ -97,6 +97,8 @@ pub struct Upstreams {
     pub tunnel_port: u16,
     /// The view of the mesh, for `docker info` on a worker.
     pub view: watch::Receiver<Arc<NodeView>>,
+    /// Why the node carries traffic in userspace though its settings allow kernel programs.
+    pub fallback: watch::Receiver<Option<String>>,
     /// Containers on the cluster's networks; absent until this node is a member of a cluster.
     pub attachments: Arc<ArcSwapOption<Attachments>>,
     /// This node's membership, and the way to change it.

@@ -115,6 +115,8 @@ families! {
     MAP_ERRORS = COUNTER "mesh_bpf_map_operation_errors_total", "Failed operations on the map.";
     /// interface, hook, mode
     ATTACHED = GAUGE "mesh_dataplane_attached", "Where published ports are served: programs attached (1), and the proxy's sockets bound (1) or in use by others (0).";
+    /// cause: bpffs, load, program, attach, tunnel
+    FALLBACK = GAUGE "mesh_dataplane_fallback", "Present and 1 if this node carries traffic in userspace because it can't run kernel programs.";
     /// setting
     HOST_RESTORED = COUNTER "mesh_host_settings_restored_total", "Settings of the host that another program had changed and this agent restored.";
     /// setting

@@ -51,6 +51,9 @@ pub struct NodeFacts {
     pub kernel: String,
     /// The data path in use.
     pub datapath: String,
+    /// What kept the agent from running kernel programs, if it carries traffic in userspace for
+    /// that.
+    pub fallback: Option<&'static str>,
 }
 
 /// The inputs of one scrape.

@@ -32,6 +32,9 @@ pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
         ("datapath", seen.node.datapath.as_str()),
     ];
     samples.add(&names::NODE_INFO, &node, 1.0);
+    if let Some(cause) = seen.node.fallback {
+        samples.add(&names::FALLBACK, &[("cause", cause)], 1.0);
+    }
     samples.add(&names::PROXY_KEPT, &[], f64::from(u8::from(seen.is_proxy_kept)));
     samples.add(&names::STORE_REVISION, &[], number(seen.view.generation));
     samples.add(&names::DATAPLANE_REVISION, &[], number(seen.applied));

@@ -214,6 +214,7 @@ fn rendered(
         certificate_until: mesh_state::Timestamp::from_timestamp(1_800_000_090, 0),
         kernel: "6.18.0".into(),
         datapath: "tc".into(),
+        fallback: kernel.is_none().then_some("attach"),
     };
     let families = families(&Observation {
         view: &view(),
@@ -358,6 +359,7 @@ fn backends_show_as_asked() {
         let text = render(None, backends);
         let seen = text.lines().filter(|line| line.starts_with("mesh_backend_up{")).count();
         assert_eq!(seen, expected, "series with {backends:?}");
+        assert_lines(&text, &[r#"mesh_dataplane_fallback{cause="attach"} 1"#]);
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod abandoned;
 mod capacity;
+mod clsact;
 mod figures;
 mod netlab;
 mod networks;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
-use mesh_agent::datapath::{self, DatapathConfig, DatapathMode, Evictions, TaskLink};
+use mesh_agent::datapath::{self, DatapathConfig, DatapathMode, Evictions, TaskLink, TcHooks};
 use mesh_agent::view::BackendState;
 use mesh_ebpf::abi::{Evicted, names, protocol};
 use mesh_state::ids::TaskId;
@@ -80,11 +81,11 @@ fn start(lab: &Netlab, configs: &[DatapathConfig; 2]) -> ([Node; 2], TaskLink) {
 }
 
 /// The whole test on one data path.
-fn story(name: &str, mode: DatapathMode) {
+fn story(name: &str, mode: DatapathMode, tc_hooks: TcHooks) {
     if !can_run() {
         return;
     }
-    let configs = configs(name, mode);
+    let configs = configs(name, mode).map(|config| DatapathConfig { tc_hooks, ..config });
     let traces = Traces { configs: configs.clone() };
     let lab = Netlab::new(name, mode == DatapathMode::Xdp);
     let (nodes, task) = start(&lab, &configs);
@@ -94,7 +95,7 @@ fn story(name: &str, mode: DatapathMode) {
     }
     assert_eq!(opened(&nodes[0]), 20, "connections counted at the first node");
     assert_eq!(opened(&nodes[1]), 20, "connections counted at the second node");
-    check_hooks(&nodes[0], mode);
+    check_hooks(&nodes[0], mode, tc_mode(tc_hooks));
     let rules = run(&format!("ip netns exec {} nft list table ip mesh", lab.node_namespace(0)));
     assert_eq!(rules.matches("udp dport 4799 notrack").count(), 2, "rules of the firewall: {rules}");
     // The programs leave packets to the kernel's device until they know the other node's MAC.
@@ -149,23 +150,31 @@ fn by_device(lab: &Netlab) -> ByDevice {
     ByDevice { received: packets("rx"), sent: packets("tx") }
 }
 
-fn check_hooks(node: &Node, mode: DatapathMode) {
+/// Whether this kernel has tcx links.
+fn has_tcx() -> bool {
+    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
+}
+
+/// How TC programs are attached, as figures name it.
+fn tc_mode(tc_hooks: TcHooks) -> &'static str {
+    match tc_hooks {
+        TcHooks::Tcx => "tcx",
+        TcHooks::Auto if has_tcx() => "tcx",
+        TcHooks::Auto | TcHooks::Clsact => "clsact",
+    }
+}
+
+fn check_hooks(node: &Node, mode: DatapathMode, tc: &str) {
     let hooks = node.datapath.stats().expect("figures").hooks;
     let mut seen: Vec<String> =
         hooks.iter().map(|hook| format!("{} {} {}", hook.interface, hook.hook, hook.mode)).collect();
     seen.sort_unstable();
-    let expected: &[&str] = match mode {
-        DatapathMode::Xdp => &[
-            "eth0 tc tcx",
-            "eth0 tc-egress tcx",
-            "eth0 xdp native",
-            "mesh-vxlan0 tc tcx",
-            "mesh-vxlan0 tc-egress tcx",
-        ],
-        DatapathMode::Tc | DatapathMode::Auto => {
-            &["eth0 tc tcx", "eth0 tc-egress tcx", "mesh-vxlan0 tc tcx", "mesh-vxlan0 tc-egress tcx"]
-        }
-    };
+    let mut expected: Vec<String> = ["eth0 tc", "eth0 tc-egress", "mesh-vxlan0 tc", "mesh-vxlan0 tc-egress"]
+        .map(|hook| format!("{hook} {tc}"))
+        .into();
+    if mode == DatapathMode::Xdp {
+        expected.insert(2, "eth0 xdp native".to_owned());
+    }
     assert_eq!(seen, expected, "attached programs");
 }
 
@@ -234,10 +243,11 @@ fn goes_away(lab: &Netlab, nodes: &[Node; 2], mut live: TcpStream) {
     assert_eq!(cut, Err(ErrorKind::ConnectionReset), "the flow of a backend that is gone");
 }
 
-/// How many TC programs run on the ingress of an interface.
+/// How many TC programs run on the ingress of an interface: by links, and by filters of mesh.
 fn programs(lab: &Netlab, node: usize, interface: &'static str) -> usize {
     let query = move || SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
-    lab.nodes[node].call(query).expect("the kernel tells").1.len()
+    let links = if has_tcx() { lab.nodes[node].call(query).expect("the kernel tells").1.len() } else { 0 };
+    links + clsact::own_filters(lab, node, interface)
 }
 
 fn uninstall(lab: &Netlab, configs: &[DatapathConfig; 2]) {
@@ -255,12 +265,12 @@ fn uninstall(lab: &Netlab, configs: &[DatapathConfig; 2]) {
 
 #[test]
 fn tc_carries_restarts_and_leaves_nothing() {
-    story("tc", DatapathMode::Tc);
+    story("tc", DatapathMode::Tc, TcHooks::Auto);
 }
 
 #[test]
 fn xdp_carries_restarts_and_leaves_nothing() {
-    story("xdp", DatapathMode::Xdp);
+    story("xdp", DatapathMode::Xdp, TcHooks::Auto);
 }
 
 /// The node's network changes under the agent: address, MTU, tunnel device, and the uplink itself.

@@ -18,7 +18,7 @@ pub(crate) const NODES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 11), Ipv4Addr:
 pub(crate) const TASK: Ipv4Addr = Ipv4Addr::new(10, 128, 2, 2);
 
 /// The program that bridge-side peers of XDP uplinks must run.
-static PASS: &[u8] = aya::include_bytes_aligned!(env!("MESH_PASS_OBJECT"));
+pub(crate) static PASS: &[u8] = aya::include_bytes_aligned!(env!("MESH_PASS_OBJECT"));
 
 /// Runs a command; the panic shows its output if it fails.
 pub(crate) fn run(command: &str) -> String {

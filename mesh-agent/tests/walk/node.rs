@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::tc::qdisc_add_clsact;
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_ebpf::abi::{
     Backend, BackendState, BackendStats, Be16, Config, Edge, FrontendStats, Live, Mac, Mode, Node as Peer,
@@ -284,7 +285,7 @@ fn load(datapath: Datapath) -> (Ebpf, ProgramArray<MapData>) {
         let program: &mut SchedClassifier =
             programs.program_mut(name).expect(name).try_into().expect("a TC program");
         program.load().expect(name);
-        program.attach(device, TcAttachType::Ingress).expect(name);
+        attach_tc(program, device).expect(name);
     }
     if datapath == Datapath::Xdp {
         attach_xdp(&mut programs, names::PROGRAM_XDP, "eth0");
@@ -304,6 +305,14 @@ fn continue_by(programs: &mut Ebpf) -> ProgramArray<MapData> {
         edges.set(edge as u32, program.fd().expect("loaded"), 0).expect("edge");
     }
     edges
+}
+
+/// Attaches a program to a device's ingress. Kernels without tcx links need the qdisc.
+pub(crate) fn attach_tc(program: &mut SchedClassifier, device: &str) -> Result<(), ProgramError> {
+    if SchedClassifier::query_tcx(device, TcAttachType::Ingress).is_err() {
+        qdisc_add_clsact(device)?;
+    }
+    program.attach(device, TcAttachType::Ingress).map(drop)
 }
 
 fn attach_xdp(programs: &mut Ebpf, name: &str, device: &str) {

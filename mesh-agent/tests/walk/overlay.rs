@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::SchedClassifier;
 use mesh_ebpf::abi::{
     Backend, BackendState, Endpoint, EndpointKey, ISOLATED, IsolatedKey, Link, Mac, Service, endpoint_flag,
     names,
@@ -14,7 +14,7 @@ use mesh_ebpf::abi::{
 use socket2::{Domain, Socket, Type};
 
 use crate::netns::{Netns, run};
-use crate::node::{Datapath, MTU, Node, TASK_PORT, dotted};
+use crate::node::{Datapath, MTU, Node, TASK_PORT, attach_tc, dotted};
 use crate::overlay6::over_ipv6;
 use crate::{Cluster, Greeting, PATIENCE, eventually, greet, is_privileged};
 
@@ -99,7 +99,7 @@ impl Node {
         if program.fd().is_err() {
             program.load().expect("verifier accepts mesh_overlay");
         }
-        self.netns.within(|| program.attach(outside, TcAttachType::Ingress).map(drop)).expect("attached");
+        self.netns.within(|| attach_tc(program, outside)).expect("attached");
     }
 
     /// Adds what another node has on the network.

@@ -11,8 +11,8 @@ use aya_ebpf::bindings::{
     BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode, bpf_tunnel_key,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
-    bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_proto,
+    bpf_skb_change_tail, bpf_skb_get_tunnel_key, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 
 use super::xdp::{read_between, write_between};
@@ -24,8 +24,11 @@ use crate::pipeline::Origin;
 
 /// `BPF_F_IPV6`, newer than the bindings: no IP header checksum makes up for a changed address.
 const IPV6: u64 = 1 << 7;
-/// `BPF_F_ADJ_ROOM_DECAP_L3_IPV6`, newer than the bindings: the inner packet is IPv6.
+/// `BPF_F_ADJ_ROOM_DECAP_L3_IPV6`, newer than the bindings: the inner packet is IPv6. Linux 6.3 or
+/// newer knows it.
 const DECAP_L3_IPV6: u64 = 1 << 8;
+/// Bytes by which an IPv6 header is longer than an IPv4 header.
+const IPV6_GROWTH: usize = ipv6::LEN - ipv4::LEN;
 /// Bytes that parsing may read: all headers with the longest TCP options, or those of an ICMP error
 /// and the quoted headers of a first fragment as far as TCP's checksum.
 const HEADERS_MAX: u32 =
@@ -217,21 +220,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn ifindex(&self) -> u32 {
-        const AT: usize = core::mem::offset_of!(__sk_buff, ifindex);
-        let ifindex: u64;
-        // An instruction of its own: the compiler would merge several reads into one by a pointer
-        // to the field, and the verifier refuses to follow a changed pointer to the context.
-        // SAFETY: the context is valid for the program's run.
-        unsafe {
-            asm!(
-                "{ifindex} = *(u32 *)({skb} + {at})",
-                ifindex = out(reg) ifindex,
-                skb = in(reg) self.skb,
-                at = const AT,
-                options(pure, readonly, nostack),
-            );
-        }
-        ifindex as u32
+        context_word::<{ core::mem::offset_of!(__sk_buff, ifindex) }>(self.skb)
     }
 
     #[inline(always)]
@@ -267,8 +256,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn segment_size(&self) -> u32 {
-        // SAFETY: the context is valid for the program's run.
-        unsafe { (*self.skb).gso_size }
+        context_word::<{ core::mem::offset_of!(__sk_buff, gso_size) }>(self.skb)
     }
 
     #[inline(always)]
@@ -296,9 +284,51 @@ impl Packet for Skb {
         let inner = self.read_bytes::<{ eth::LEN }>(OVERHEAD)?;
         let is_v6 = [inner[eth::TYPE], inner[eth::TYPE + 1]] == eth::IPV6_BE;
         let version = if is_v6 { DECAP_L3_IPV6 } else { 0 };
-        adjust_room(self.skb, -(OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO) | version)?;
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO) | version;
+        if adjust_room(self.skb, -(OVERHEAD as i32), flags).is_none() {
+            if !is_v6 || self.segment_size() != 0 {
+                return None;
+            }
+            shrink_to_ipv6(self)?;
+        }
         self.write_bytes(0, &inner)
     }
+}
+
+/// Removes the outer headers of a tunnel packet with IPv6 inside, on kernels without
+/// [`DECAP_L3_IPV6`]. There the packet would still count as IPv4, and the task's stack would not
+/// take it. The helper that turns IPv4 packets into IPv6 sets the version, and adds the bytes by
+/// which the header grows: so as many of the inner header are removed before, and written again.
+///
+/// Inlined: the packet's bounds change, and the verifier follows them in one function only.
+#[inline(always)]
+fn shrink_to_ipv6(packet: &mut Skb) -> Option<()> {
+    let head = packet.read_bytes::<IPV6_GROWTH>(OVERHEAD + eth::LEN)?;
+    let room = -((OVERHEAD + IPV6_GROWTH) as i32);
+    adjust_room(packet.skb, room, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
+    let ethertype = u16::from_ne_bytes(eth::IPV6_BE);
+    // SAFETY: the context is valid for the program's run; the helper checks the rest.
+    (unsafe { bpf_skb_change_proto(packet.skb, ethertype, 0) } == 0).then_some(())?;
+    packet.write_and_resum(eth::LEN, &head)
+}
+
+/// Reads a word of the context by an instruction of its own: the compiler would merge several reads
+/// into one by a pointer to the field, and the verifier refuses to follow a changed pointer to the
+/// context.
+#[inline(always)]
+fn context_word<const AT: usize>(skb: *mut __sk_buff) -> u32 {
+    let word: u64;
+    // SAFETY: the context is valid for the program's run, and the offset is a field's.
+    unsafe {
+        asm!(
+            "{word} = *(u32 *)({skb} + {at})",
+            word = out(reg) word,
+            skb = in(reg) skb,
+            at = const AT,
+            options(pure, readonly, nostack),
+        );
+    }
+    word as u32
 }
 
 /// Adds (or, if negative, removes) `room` bytes behind the Ethernet header.

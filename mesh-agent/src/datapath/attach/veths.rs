@@ -2,14 +2,17 @@
 //!
 //! A veth has its program from the moment when it becomes a port of a bridge of mesh, which is
 //! before the container's process runs and before anyone says whose it is. Its link is pinned under
-//! the veth's index then, and under the task's id once the task is known.
+//! the veth's index then, and under the task's id once the task is known; a filter's name changes
+//! likewise.
 //!
-//! Invariant: a veth has one link of mesh, under whichever name.
+//! Invariant: a veth has one link or filter of mesh, under whichever name.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use mesh_ebpf::abi::names;
+use mesh_runtime::error_chain;
+use tracing::warn;
 
 use super::{Hooks, remove};
 use crate::datapath::error::DatapathError;
@@ -29,10 +32,13 @@ impl Hooks {
             self.forget(&pin);
             std::fs::rename(&early, &pin)
                 .map_err(|source| DatapathError::Bpffs { path: early.clone(), source })?;
-            if let Some(placed) = self.placed.remove(&early) {
-                self.placed.insert(pin.clone(), placed);
-            }
         }
+        if let Some(placed) = self.placed.remove(&early)
+            && !self.uses_filters()
+        {
+            self.placed.insert(pin.clone(), placed);
+        }
+        // A filter gets its new name by being placed again.
         self.place_tc(names::PROGRAM_TASK, veth, &pin)
     }
 
@@ -42,6 +48,9 @@ impl Hooks {
         self.forget(&pin);
         if let Some(elsewhere) = self.pins.elsewhere(&pin) {
             remove(&elsewhere);
+        }
+        if self.uses_filters() {
+            self.detach_filters(&pin);
         }
     }
 
@@ -80,15 +89,24 @@ impl Hooks {
     }
 
     fn forget(&mut self, pin: &PathBuf) {
-        self.placed.remove(pin);
+        if let Some(placed) = self.placed.remove(pin)
+            && self.uses_filters()
+        {
+            self.forget_filter(pin, &placed);
+        }
         if pin.exists() {
             remove(pin);
         }
     }
 
-    /// The pins of veths' links, by the veth's index.
+    /// The pins of veths' links and filters, by the veth's index.
     fn pins_by_veth(&self) -> BTreeMap<u32, PathBuf> {
+        let filters = self.filters_by_veth().unwrap_or_else(|error| {
+            warn!(error = error_chain(&error), "can't find the filters of an earlier agent");
+            Vec::new()
+        });
         let index = |pin: &PathBuf| pinned_link_ifindex(pin).ok().filter(|index| *index != 0);
-        self.pins.tasks().into_iter().filter_map(|pin| Some((index(&pin)?, pin))).collect()
+        let links = self.pins.tasks().into_iter().filter_map(|pin| Some((index(&pin)?, pin)));
+        filters.into_iter().chain(links).collect()
     }
 }

@@ -122,12 +122,28 @@ fn forward_ipv6(uplinks: &[Link]) {
     set(FORWARDING, "1");
 }
 
-/// Removes the tunnel device and the firewall table; returns what there was. The settings stay, as
+/// Removes mesh's devices and the firewall tables; returns what there was. The settings stay, as
 /// others may rely on them.
 ///
 /// # Errors
-/// The kernel refuses to delete the device.
+/// The kernel refuses to delete a device.
 pub(crate) fn remove() -> Result<Vec<String>, DatapathError> {
+    let mut removed = remove_tunnel()?;
+    let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
+    if let Some(link) = find_device(&mut netlink)? {
+        netlink
+            .delete_link(link.index)
+            .map_err(DatapathError::netlink(format!("deleting {}", encryption::DEVICE)))?;
+        removed.push(format!("the interface {}", encryption::DEVICE));
+    }
+    Ok(removed)
+}
+
+/// Removes the tunnel device and the firewall tables; returns what there was.
+///
+/// # Errors
+/// The kernel refuses to delete the device.
+pub(crate) fn remove_tunnel() -> Result<Vec<String>, DatapathError> {
     let mut removed = Vec::new();
     let mut netlink = Netlink::open().map_err(DatapathError::netlink("opening a netlink socket"))?;
     if let Some(link) = find(&mut netlink)? {
@@ -135,12 +151,6 @@ pub(crate) fn remove() -> Result<Vec<String>, DatapathError> {
             .delete_link(link.index)
             .map_err(DatapathError::netlink(format!("deleting {TUNNEL_DEVICE}")))?;
         removed.push(format!("the interface {TUNNEL_DEVICE}"));
-    }
-    if let Some(link) = find_device(&mut netlink)? {
-        netlink
-            .delete_link(link.index)
-            .map_err(DatapathError::netlink(format!("deleting {}", encryption::DEVICE)))?;
-        removed.push(format!("the interface {}", encryption::DEVICE));
     }
     removed.extend(firewall::remove().iter().map(|table| format!("the nftables table `{table}`")));
     Ok(removed)

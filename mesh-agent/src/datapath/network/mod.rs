@@ -2,6 +2,7 @@
 
 pub(super) mod cables;
 pub(super) mod far_end;
+pub(super) mod filters;
 pub(super) mod firewall;
 pub(super) mod host;
 pub(super) mod host_networks;

@@ -1,9 +1,11 @@
-//! Notices when links, addresses or routes of the node change. The caller then queries what
-//! changed, except for links, whose notifications say it.
+//! Notices when links, addresses, routes or filters of the node change. The caller then queries
+//! what changed, except for links, whose notifications say it.
 
 use std::io;
 
-use rtnetlink::constants::{RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_LINK};
+use rtnetlink::constants::{
+    RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_LINK, RTMGRP_TC,
+};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
@@ -44,13 +46,14 @@ impl LinkChanges {
 }
 
 impl Monitor {
-    /// Subscribes to changes of links, addresses and routes, in the network namespace of the
-    /// calling thread. Call it within a runtime.
+    /// Subscribes to changes of links, addresses and routes, and if `with_filters` of qdiscs and
+    /// their filters, in the network namespace of the calling thread. Call it within a runtime.
     ///
     /// # Errors
     /// The kernel refuses the socket.
-    pub(crate) fn open() -> io::Result<Self> {
-        Self::of(RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR)
+    pub(crate) fn open(with_filters: bool) -> io::Result<Self> {
+        let filters = if with_filters { RTMGRP_TC } else { 0 };
+        Self::of(RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | filters)
     }
 
     /// Subscribes to changes of links alone; see [`Monitor::open`].

@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use mesh_ebpf::abi::Mac;
 use mesh_ebpf::parse::vxlan::{SOURCE_PORT_MAX, SOURCE_PORT_MIN};
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::{
@@ -104,13 +104,14 @@ impl Netlink {
     }
 
     /// Sends one message and collects the answers.
-    pub(super) fn ask(
+    pub(super) fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: M,
         flags: u16,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+    ) -> io::Result<Vec<M>> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut request = NetlinkMessage::from(message);
+        let payload = NetlinkPayload::InnerMessage(message);
+        let mut request = NetlinkMessage::new(NetlinkHeader::default(), payload);
         request.header.sequence_number = self.sequence;
         request.header.flags = NLM_F_REQUEST | flags;
         request.finalize();
@@ -122,8 +123,7 @@ impl Netlink {
             let (datagram, _) = self.socket.recv_from_full()?;
             let mut at = 0;
             while at < datagram.len() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram[at..])
-                    .map_err(io::Error::other)?;
+                let answer = NetlinkMessage::<M>::deserialize(&datagram[at..]).map_err(io::Error::other)?;
                 let length = usize::try_from(answer.header.length).unwrap_or_default().next_multiple_of(4);
                 at += length.max(16);
                 if answer.header.sequence_number != self.sequence {

@@ -64,6 +64,9 @@ const PACKAGES: &[Package] = &[
     package("tar"),
     package("curl"),
     package("jq"),
+    // `cargo xtask kernels` boots Debian's kernels, some of whose modules are compressed.
+    package("qemu-system-x86"),
+    package("xz-utils"),
     // The load balancers that `cargo xtask bench peers` compares mesh with.
     package("haproxy"),
     package("libnginx-mod-stream"),

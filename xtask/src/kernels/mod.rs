@@ -1,0 +1,133 @@
+//! `cargo xtask kernels`: runs the tests of kernel programs on Debian's stock kernels, each in a
+//! virtual machine.
+//!
+//! The machine is emulated (qemu's TCG), so it needs no KVM and no root. It has no disk: kernel
+//! and tests come with an initramfs, made from this checkout's test binaries and this machine's
+//! tools. Packages of kernels are kept below `target/kernels`.
+//!
+//! Code map: [`packages`] gets kernels, [`contents`] gathers what is in a machine, [`modules`]
+//! the modules it loads, [`archive`] writes the initramfs, [`machine`] boots it and reads what the
+//! jobs say.
+
+mod archive;
+mod contents;
+mod machine;
+mod modules;
+mod packages;
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use mesh_checkout::{setup, workspace};
+
+use contents::Tests;
+use machine::{Job, Machine};
+use packages::Kernel;
+
+/// Arguments of `cargo xtask kernels`.
+#[derive(Debug, Clone, Args)]
+pub struct KernelsArgs {
+    /// Also the tests that take minutes under emulation: walks of packets between nodes, and the
+    /// agent's data plane with its restarts
+    #[arg(long)]
+    full: bool,
+    /// Only this kernel, instead of both
+    #[arg(long, value_enum)]
+    kernel: Option<Series>,
+}
+
+/// A kernel of Debian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Series {
+    /// Debian 12's: the oldest that mesh runs on; no tcx links
+    #[value(name = "6.1")]
+    Bookworm,
+    /// Debian 13's
+    #[value(name = "6.12")]
+    Trixie,
+}
+
+impl Series {
+    fn version(self) -> &'static str {
+        match self {
+            Self::Bookworm => "6.1",
+            Self::Trixie => "6.12",
+        }
+    }
+}
+
+/// What a clean checkout must pass: every fixture, and the verifier's figures, on both kernels.
+///
+/// # Errors
+/// A machine can't be made or doesn't end in time, or a test fails.
+pub fn check() -> Result<()> {
+    run(&KernelsArgs { full: false, kernel: None })
+}
+
+/// Boots the kernels at the same time, and runs the tests on each.
+///
+/// # Errors
+/// As for [`check`].
+pub fn run(args: &KernelsArgs) -> Result<()> {
+    if !cfg!(target_arch = "x86_64") {
+        bail!("these machines are x86-64 ones: run this on x86-64");
+    }
+    setup::ensure()?;
+    let directory = workspace::target_dir().join("kernels");
+    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    let tests = Tests::build(args.full)?;
+    let jobs = jobs(args.full);
+    let limit = if args.full { Duration::from_hours(1) } else { Duration::from_mins(12) };
+    let chosen = |series: &Series| args.kernel.is_none_or(|only| only == *series);
+    let mut machines = Vec::new();
+    for series in Series::value_variants().iter().filter(|series| chosen(series)) {
+        let kernel = Kernel::get(series.version(), &directory)?;
+        machines.push(prepare(series.version(), &kernel, &tests, &jobs, &directory)?);
+    }
+    let runs = |machine: &Machine| machine.run(&jobs, limit);
+    let outcomes: Vec<Result<()>> = thread::scope(|scope| {
+        let running: Vec<_> = machines.iter().map(|machine| scope.spawn(move || runs(machine))).collect();
+        let ended = running.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.map(|outcome| outcome.unwrap_or_else(|_| bail!("the thread of a machine panicked"))).collect()
+    });
+    let failures: Vec<String> =
+        outcomes.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+    if failures.is_empty() {
+        return Ok(());
+    }
+    bail!("{}", failures.join("\n"))
+}
+
+/// The tests that a machine runs, one after the other.
+fn jobs(full: bool) -> Vec<Job> {
+    let mut jobs = vec![Job { name: "programs", arguments: "--nocapture" }];
+    if full {
+        jobs.push(Job { name: "walk", arguments: "--test-threads 1" });
+        // `capacity` starts the agent's own binary, whose first scrape is too slow here.
+        jobs.push(Job { name: "datapath", arguments: "--test-threads 1 --skip capacity" });
+    }
+    jobs
+}
+
+/// Makes a machine's initramfs.
+fn prepare(
+    version: &'static str,
+    kernel: &Kernel,
+    tests: &Tests,
+    jobs: &[Job],
+    directory: &std::path::Path,
+) -> Result<Machine> {
+    let initramfs: PathBuf = directory.join(format!("{version}.initramfs"));
+    let contents = contents::gather(kernel, tests, jobs)?;
+    fs::write(&initramfs, contents).with_context(|| format!("write {}", initramfs.display()))?;
+    Ok(Machine {
+        name: version,
+        kernel: kernel.image()?,
+        initramfs,
+        log: directory.join(format!("{version}.log")),
+    })
+}
