@@ -67,7 +67,8 @@ enum GateStep {
     Unit,
     /// Tests of a crate's interface, some on a real etcd
     Integration,
-    /// The Debian packages, made from the tests' binaries, and the units in them
+    /// The Debian packages, made from the tests' binaries; as root, also their installation on a
+    /// machine with systemd
     Packages,
     /// Kernel programs (needs root)
     Kernel,
@@ -145,7 +146,7 @@ impl GateStep {
                 cargo_test(&["--doc"])?;
             }
             Self::Integration => interface_tests(|package| !ROOTS_TESTS.contains(&package))?,
-            Self::Packages => dist::make(dist::Profile::Dev)?,
+            Self::Packages => return packages(),
             Self::Kernel => interface_tests(|package| package == "mesh-agent")?,
             Self::Kernels => kernels::check()?,
             Self::Lab => interface_tests(|package| LAB_TESTS.contains(&package))?,
@@ -163,6 +164,16 @@ impl GateStep {
     fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
+}
+
+/// Makes the packages and, as root, installs them on a machine with systemd.
+fn packages() -> Result<Outcome> {
+    dist::make(dist::Profile::Dev)?;
+    if !rustix::process::geteuid().is_root() {
+        return Ok(Outcome::Skipped("made; root would also install them"));
+    }
+    Nested::Lab.run(["soak", "install", "--nodes", "1"])?;
+    Ok(Outcome::Passed)
 }
 
 /// Packages whose tests in `tests/` need root and have a step of their own.

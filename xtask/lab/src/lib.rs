@@ -5,7 +5,8 @@
 //! command lines, `network` and `machine` make a node, `daemon` and [`ready`] start its daemons,
 //! `images` fills its engine, `teardown` removes it all, [`record`] describes it to its users.
 //! [`client`] and [`cluster`] are the interface to a running lab for tests. [`cli`] is the command,
-//! [`demo`] the demonstration, [`soak`] the long tests.
+//! [`demo`] the demonstration, [`soak`] the long tests. [`installed`] is apart: machines with
+//! systemd, for the packages.
 //!
 //! Invariants: nothing of a lab is visible outside of its namespaces but its directories and
 //! cgroups; `teardown` finds what exists without the record; one command at a time changes a lab (a
@@ -17,6 +18,7 @@ pub mod client;
 pub mod cluster;
 pub mod component;
 pub mod demo;
+pub mod installed;
 pub mod layout;
 pub mod netns;
 pub mod ready;

@@ -72,8 +72,8 @@ const PACKAGES: &[Package] = &[
     package("libnginx-mod-stream"),
     // `cargo xtask soak clocks` sets its lab's clocks by it.
     package("libfaketime"),
-    // systemd-analyze checks our units, and dpkg-deb and strip make packages; no service of systemd
-    // is started.
+    // systemd-analyze checks our units, systemd runs on machines of its own on which the packages
+    // are installed, and dpkg-deb and strip make them; no service is started on this machine.
     package("systemd"),
     package("dpkg-dev"),
     // promtool checks our metrics.

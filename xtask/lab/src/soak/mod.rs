@@ -2,6 +2,7 @@
 
 mod clocks;
 mod forged_tunnel;
+mod install;
 mod listeners;
 mod virtual_ips;
 
@@ -20,6 +21,9 @@ enum Soak {
     /// Forge tunnel packets from a client, with all VNIs and random cookies, beside requests: none
     /// may reach a task (needs root)
     ForgedTunnel(forged_tunnel::ForgedTunnelArgs),
+    /// Install the packages of `cargo xtask dist` on machines with systemd, form a cluster, kill
+    /// the manager, remove the packages: every node must answer within a minute (needs root)
+    Install(install::InstallArgs),
     /// Open silent, half and false connections by the thousand on every listener: the API must
     /// answer, logs must stay small (needs root)
     Listeners(listeners::ListenersArgs),
@@ -38,6 +42,7 @@ enum Soak {
 pub fn run(args: &SoakArgs) -> Result<()> {
     match &args.soak {
         Soak::ForgedTunnel(args) => forged_tunnel::run(args),
+        Soak::Install(args) => install::run(args),
         Soak::Listeners(args) => listeners::run(args),
         Soak::Clocks(args) => clocks::run(args),
         Soak::VirtualIps(args) => virtual_ips::run(args),
