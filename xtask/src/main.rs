@@ -53,6 +53,9 @@ enum Verb {
     /// Run the tests that take too long for the test run, each in a lab of its own
     #[command(disable_help_flag = true)]
     Soak(Passed),
+    /// Make faults on a lab's nodes under load, and check after each what must hold of the cluster
+    #[command(disable_help_flag = true)]
+    Faults(Passed),
     /// Run formatter, house rules, cargo-deny, clippy, rustdoc
     Lint,
     /// Check the house rules alone: sizes, names, module docs, dependencies, decisions, links
@@ -87,7 +90,9 @@ fn main() -> ExitCode {
 fn run(verb: &Verb) -> Result<()> {
     match verb {
         Verb::Setup(args) => set_up(args),
-        Verb::Build(_) | Verb::Lab(_) | Verb::Demo(_) | Verb::Soak(_) => Nested::Lab.exec(typed()),
+        Verb::Build(_) | Verb::Lab(_) | Verb::Demo(_) | Verb::Soak(_) | Verb::Faults(_) => {
+            Nested::Lab.exec(typed())
+        }
         Verb::SwarmDiff(_) => {
             setup::ensure()?;
             Nested::SwarmDiff.exec(typed())

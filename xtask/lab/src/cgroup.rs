@@ -57,6 +57,29 @@ pub(super) fn kill_until_gone(find: impl Fn() -> io::Result<BTreeSet<u32>>) -> R
     }
 }
 
+/// The period of a CPU limit, microseconds.
+const CPU_PERIOD: u32 = 100_000;
+
+/// Limits what the group's processes may use of a CPU, in per cent; `None`: no limit. The group of
+/// version 1's `cpu` hierarchy is made, and the processes are added to it.
+pub(super) fn limit_cpu(path: &Path, percent: Option<u32>) -> Result<()> {
+    let unified = Path::new(MOUNT).join(path).join("cpu.max");
+    if unified.exists() {
+        let quota = percent.map_or_else(|| "max".to_owned(), |share| (CPU_PERIOD / 100 * share).to_string());
+        return fs::write(&unified, format!("{quota} {CPU_PERIOD}"))
+            .with_context(|| format!("write {}", unified.display()));
+    }
+    let directory = Path::new(MOUNT).join("cpu").join(path);
+    fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+    for pid in processes_below(path).context("list the group's processes")? {
+        // One that has ended needs no limit.
+        drop(fs::write(directory.join("cgroup.procs"), pid.to_string()));
+    }
+    let quota = percent.map_or(-1, |share| i64::from(CPU_PERIOD / 100 * share));
+    let file = directory.join("cpu.cfs_quota_us");
+    fs::write(&file, quota.to_string()).with_context(|| format!("write {}", file.display()))
+}
+
 /// Sends SIGKILL; a process that is already gone is no error.
 pub(super) fn kill_now(pid: u32) -> Result<()> {
     let target = process(pid).with_context(|| format!("{pid} is not a process id"))?;

@@ -132,6 +132,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
                 bare: *bare,
                 empty: *empty,
                 turnable_clock: false,
+                small_disks: false,
             };
             up(&layout, &options)
         }

@@ -1,5 +1,5 @@
-//! A clock that a lab can set: agents and control planes run with Debian's libfaketime, which adds
-//! the offset in a file to the time.
+//! Clocks that a lab can set: a node's agent and control plane run with Debian's libfaketime, which
+//! adds the offset in the node's file to the time.
 //!
 //! etcd, the engines and the tasks keep the machine's time, and so does every measurement of
 //! durations (`CLOCK_MONOTONIC`): only calendar time moves.
@@ -7,22 +7,23 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::layout::Layout;
 
-/// The path of the clock's file in a lab.
-pub(super) fn file(layout: &Layout) -> PathBuf {
-    layout.state_dir().join("clock")
+/// The directory of a lab's clocks.
+pub(super) fn directory(layout: &Layout) -> PathBuf {
+    layout.state_dir().join("clocks")
 }
 
-/// Sets the clock.
-pub(super) fn set(file: &Path, ahead: Duration) -> Result<()> {
+/// Sets a node's clock this many seconds ahead of the machine's, or behind it if it is negative.
+pub(super) fn set(directory: &Path, node: &str, seconds: i64) -> Result<()> {
+    let file = directory.join(node);
     let fresh = file.with_extension("new");
-    fs::write(&fresh, format!("+{}\n", ahead.as_secs()))
-        .and_then(|()| fs::rename(&fresh, file))
+    fs::create_dir_all(directory)
+        .and_then(|()| fs::write(&fresh, format!("{seconds:+}\n")))
+        .and_then(|()| fs::rename(&fresh, &file))
         .with_context(|| format!("write {}", file.display()))
 }
 

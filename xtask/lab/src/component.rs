@@ -82,15 +82,15 @@ pub(super) fn command_line(
     match component {
         Component::Dockerd => dockerd(node),
         Component::Etcd => etcd(node, record),
-        Component::Control => with_clock(control(node, record, &binaries.control()), record),
-        Component::Agent => with_clock(agent(node, record, &binaries.agent()), record),
+        Component::Control => with_clock(control(node, record, &binaries.control()), node, record),
+        Component::Agent => with_clock(agent(node, record, &binaries.agent()), node, record),
     }
 }
 
-/// The command line with the lab's clock, if it has one of its own.
-fn with_clock(line: CommandLine, record: &Record) -> CommandLine {
-    let Some(file) = &record.clock else { return line };
-    let mut args = clock::variables(file);
+/// The command line with the node's clock, if the lab has clocks of its own.
+fn with_clock(line: CommandLine, node: &NodeLayout, record: &Record) -> CommandLine {
+    let Some(directory) = &record.clocks else { return line };
+    let mut args = clock::variables(&directory.join(node.name()));
     args.push(line.program.into_os_string());
     args.extend(line.args);
     CommandLine { program: "env".into(), args }

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::cgroup;
 use super::component::{CommandLine, Component};
@@ -125,6 +126,13 @@ pub(super) fn kill(component: Component, node: &NodeLayout, pid: u32) -> Result<
         bail!("{component} on {} (process {pid}) is still there after SIGKILL", node.name());
     }
     Ok(())
+}
+
+/// Stops a process with SIGSTOP, or continues it.
+pub(super) fn pause(pid: u32, stopped: bool) -> Result<()> {
+    let target = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no process id")?;
+    let signal = if stopped { Signal::STOP } else { Signal::CONT };
+    kill_process(target, signal).with_context(|| format!("send {signal:?} to process {pid}"))
 }
 
 /// An engine that starts takes the zombies of the one before, and of its children, for living

@@ -5,8 +5,8 @@
 //! command lines, `network` and `machine` make a node, `daemon` and [`ready`] start its daemons,
 //! `images` fills its engine, `teardown` removes it all, [`record`] describes it to its users.
 //! [`client`] and [`cluster`] are the interface to a running lab for tests. [`cli`] is the command,
-//! [`demo`] the demonstration, [`soak`] the long tests. [`installed`] is apart: machines with
-//! systemd, for the packages.
+//! [`demo`] the demonstration, [`soak`] the long tests, [`faults`] the faults. [`installed`] is
+//! apart: machines with systemd, for the packages.
 //!
 //! Invariants: nothing of a lab is visible outside of its namespaces but its directories and
 //! cgroups; `teardown` finds what exists without the record; one command at a time changes a lab (a
@@ -18,6 +18,7 @@ pub mod client;
 pub mod cluster;
 pub mod component;
 pub mod demo;
+pub mod faults;
 pub mod installed;
 pub mod layout;
 pub mod netns;
@@ -67,9 +68,11 @@ pub struct UpOptions {
     pub bare: bool,
     /// Engines, images and agents, but no cluster: its user makes one by `docker swarm`.
     pub empty: bool,
-    /// Whether agents and control planes take the time from a file, which [`Lab::turn_clock`]
+    /// Whether agents and control planes take the time from a file, which [`Lab::set_clock`]
     /// writes (Debian's libfaketime).
     pub turnable_clock: bool,
+    /// Whether agents and etcd have small disks of their own, which a test can fill.
+    pub small_disks: bool,
 }
 
 impl UpOptions {
@@ -83,6 +86,7 @@ impl UpOptions {
             bare: false,
             empty: false,
             turnable_clock: false,
+            small_disks: false,
         }
     }
 }
@@ -273,10 +277,46 @@ impl Lab {
     /// second.
     ///
     /// # Errors
-    /// The lab has no settable clock.
+    /// The lab has no settable clocks.
     pub fn turn_clock(&self, ahead: Duration) -> Result<()> {
-        let file = self.record.clock.as_ref().context("this lab's clocks are the machine's own")?;
-        clock::set(file, ahead)
+        let seconds = i64::try_from(ahead.as_secs()).context("that far ahead")?;
+        self.record.nodes.iter().try_for_each(|node| self.set_clock(&node.name, seconds))
+    }
+
+    /// Sets the clock of one node's agent and control plane this many seconds ahead of the
+    /// machine's, or behind it.
+    ///
+    /// # Errors
+    /// The lab has no settable clocks.
+    pub fn set_clock(&self, name: &str, seconds: i64) -> Result<()> {
+        let clocks = self.record.clocks.as_ref().context("this lab's clocks are the machine's own")?;
+        clock::set(clocks, name, seconds)
+    }
+
+    /// Stops a daemon's process with SIGSTOP, or continues it.
+    ///
+    /// # Errors
+    /// The node doesn't run it.
+    pub fn pause(&self, name: &str, component: Component, stopped: bool) -> Result<()> {
+        let record = Record::load(&self.layout.record_file())?;
+        let pid = record.node(name).and_then(|node| node.pids.get(component));
+        daemon::pause(pid.with_context(|| format!("{name} runs no {component}"))?, stopped)
+    }
+
+    /// Gives a daemon of a node this share of a CPU, in per cent; `None`: no limit.
+    ///
+    /// # Errors
+    /// The control group can't be written to.
+    pub fn limit_cpu(&self, name: &str, component: Component, percent: Option<u32>) -> Result<()> {
+        cgroup::limit_cpu(&self.node(name)?.cgroup().join(component.to_string()), percent)
+    }
+
+    /// Drops this many per cent of the packets from and to a node, at random; 0 drops none.
+    ///
+    /// # Errors
+    /// There is no such node, or nftables refuses.
+    pub fn lose_packets(&self, name: &str, percent: u8) -> Result<()> {
+        network::lose(&self.node(name)?, percent)
     }
 
     /// Cuts a node's link, or heals it.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use mesh_checkout::setup;
-use mesh_lab::{Datapath, artifacts, cli, demo, soak};
+use mesh_lab::{Datapath, artifacts, cli, demo, faults, soak};
 
 #[derive(Parser)]
 #[command(bin_name = "xtask", disable_help_subcommand = true)]
@@ -31,6 +31,8 @@ enum Verb {
     },
     /// Run the tests that take too long for the test run, each in a lab of its own
     Soak(soak::SoakArgs),
+    /// Make faults on a lab's nodes under load, and check after each what must hold of the cluster
+    Faults(faults::FaultsArgs),
 }
 
 fn main() -> ExitCode {
@@ -54,5 +56,6 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Lab(args) => cli::run(args),
         Verb::Demo { datapath } => demo::run(*datapath),
         Verb::Soak(args) => soak::run(args),
+        Verb::Faults(args) => faults::run(args),
     }
 }

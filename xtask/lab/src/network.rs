@@ -90,6 +90,24 @@ pub(super) fn set_link(node: &NodeLayout, up: bool) -> Result<()> {
     bridge_of(node).ip(&["link", "set", &node.name(), if up { "up" } else { "down" }])
 }
 
+/// Drops this many per cent of the packets from and to a node on the bridge; 0 drops none.
+pub(super) fn lose(node: &NodeLayout, percent: u8) -> Result<()> {
+    let (bridge, table) = (bridge_of(node), format!("loss-{}", node.name()));
+    let port = node.name();
+    let lossy = |side: &str| format!("{side} \"{port}\" numgen random mod 100 < {percent} drop;");
+    // Declared first, so that the removal of a table that isn't there is no error.
+    let removed = format!("table bridge {table}; delete table bridge {table};");
+    let rules = match percent {
+        0 => removed,
+        _ => format!(
+            "{removed} table bridge {table} {{ chain forward {{ type filter hook forward priority 0; {} {} }}; }}",
+            lossy("iifname"),
+            lossy("oifname")
+        ),
+    };
+    in_netns(&bridge, "nft").arg(rules).run()
+}
+
 /// True if a node's link is up.
 pub(super) fn link_is_up(node: &NodeLayout) -> bool {
     let file = PathBuf::from(format!("/sys/class/net/{}/operstate", node.name()));

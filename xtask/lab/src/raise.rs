@@ -8,7 +8,6 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -36,10 +35,13 @@ pub(super) fn raise(
     machine::mount_run_dir(layout)?;
     network::build_middle(layout, needs_pass_program(record))?;
     for node in &nodes {
+        if options.small_disks {
+            machine::mount_small_disks(node)?;
+        }
         build_machine(node, record)?;
     }
-    if let Some(file) = &record.clock {
-        clock::set(file, Duration::ZERO)?;
+    if let Some(directory) = &record.clocks {
+        record.nodes.iter().try_for_each(|node| clock::set(directory, &node.name, 0))?;
     }
     let archive = thread::scope(|scope| {
         let archive = scope.spawn(|| images::make(binaries, &layout.name().to_string()));
@@ -132,7 +134,7 @@ pub(super) fn plan(layout: &Layout, options: &UpOptions) -> Record {
         nodes,
         datapath: options.datapath.as_str().to_owned(),
         empty: options.empty,
-        clock: options.turnable_clock.then(|| clock::file(layout)),
+        clocks: options.turnable_clock.then(|| clock::directory(layout)),
     }
 }
 

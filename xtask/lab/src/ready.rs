@@ -52,7 +52,7 @@ pub(super) fn probe(component: Component, node: &NodeLayout) -> Result<()> {
         }
         Component::Control => match get_inside(node, 9465, "/readyz") {
             // One that waits for its cluster says so on its socket.
-            Err(_) if get_unix(&node.control_socket(), "/healthz").is_ok() => Ok(()),
+            Err(_) if waits_for_a_command(node) => Ok(()),
             readiness => readiness.map(drop),
         },
         Component::Agent => match get_inside(node, 9464, "/readyz") {
@@ -60,6 +60,12 @@ pub(super) fn probe(component: Component, node: &NodeLayout) -> Result<()> {
             readiness => readiness.map(drop),
         },
     }
+}
+
+/// Whether the node's control plane waits for `docker swarm init` or `unlock`. One that starts
+/// answers for its health on the same socket before it has made its cluster's files.
+fn waits_for_a_command(node: &NodeLayout) -> bool {
+    get_unix(&node.control_socket(), "/healthz").is_ok_and(|said| said.contains("waits for docker swarm"))
 }
 
 /// Whether the node's agent serves, and is in no cluster, so that it has no table to wait for.

@@ -28,9 +28,10 @@ pub struct Record {
     /// Whether no cluster was formed: agents then get neither managers nor a join token.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub empty: bool,
-    /// The clock file of agents and control planes; `None`: the machine's clock.
+    /// The directory of the nodes' clock files, which agents and control planes take the time from;
+    /// `None`: the machine's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clock: Option<PathBuf>,
+    pub clocks: Option<PathBuf>,
 }
 
 impl Record {
@@ -173,7 +174,7 @@ mod tests {
             etcd: vec!["https://10.77.0.11:2379".into()],
             datapath: "xdp".into(),
             empty: false,
-            clock: None,
+            clocks: None,
         };
         let expected = serde_json::json!({
             "client": {"netns": "mesh-client", "ip": "10.77.0.1"},
