@@ -5,8 +5,8 @@ use crate::finding::Finding;
 
 /// The oldest kernel on which programs attach by links that another program can't replace (tcx).
 const TCX_KERNEL: (u32, u32) = (6, 6);
-/// The oldest kernel with the helpers that the kernel programs call.
-const PROGRAMS_KERNEL: (u32, u32) = (5, 15);
+/// The oldest kernel on which the kernel programs are tested.
+const TESTED_KERNEL: (u32, u32) = (6, 1);
 
 /// Whether mesh's kernel programs can run here.
 pub(super) fn kernel(facts: &HostFacts, expected: &Expected) -> Vec<Finding> {
@@ -59,19 +59,20 @@ pub(super) fn kernel(facts: &HostFacts, expected: &Expected) -> Vec<Finding> {
 
 fn version(release: &str) -> Finding {
     let check = "kernel.version";
+    let cure = "install a newer kernel, 6.1 or later; or set datapath = \"userspace\" in /etc/mesh/agent.toml, so that the agent \
+                doesn't try";
     match parse_version(release) {
         None => Finding::skipped(check, format!("can't tell the version of the kernel {release}")),
         Some(version) if version >= TCX_KERNEL => Finding::ok(check, format!("Linux {release} has tcx")),
-        Some(version) if version >= PROGRAMS_KERNEL => Finding::warning(
+        Some(version) if version >= TESTED_KERNEL => {
+            Finding::ok(check, format!("Linux {release} has no tcx: programs attach by filters (clsact)"))
+        }
+        Some(_) => Finding::warning(
             check,
-            format!("Linux {release} has no tcx, which kernels have from 6.6 on"),
-            "install a newer kernel (Debian 12: apt install -t bookworm-backports linux-image-amd64), or, if the agent's log \
-             says that its programs can't be attached, set datapath = \"userspace\" in /etc/mesh/agent.toml",
-        ),
-        Some(_) => Finding::error(
-            check,
-            format!("Linux {release} can't run mesh's kernel programs"),
-            "install a newer kernel, 6.6 or later, or set datapath = \"userspace\" in /etc/mesh/agent.toml",
+            format!(
+                "Linux {release} is older than 6.1, on which mesh's kernel programs are tested: they may not load"
+            ),
+            cure,
         ),
     }
 }
@@ -144,9 +145,9 @@ mod tests {
         for (release, severity) in [
             ("6.18.44", Severity::Ok),
             ("6.6.0-rc1", Severity::Ok),
-            ("6.1.0-18-amd64", Severity::Warning),
+            ("6.1.0-18-amd64", Severity::Ok),
             ("5.15.0-91-generic", Severity::Warning),
-            ("5.10.0-28-amd64", Severity::Error),
+            ("5.10.0-28-amd64", Severity::Warning),
             ("7", Severity::Skipped),
             ("", Severity::Skipped),
         ] {

@@ -1,6 +1,7 @@
 //! What is right and wrong, from facts alone.
 
 mod cluster;
+mod daemons;
 mod engine;
 mod host;
 mod network;
@@ -24,7 +25,7 @@ pub fn node(facts: &HostFacts, expected: &Expected) -> Vec<Finding> {
 
 /// Judges what this node's agent tells.
 pub fn agent(scrape: &Scrape) -> Vec<Finding> {
-    cluster::agent(scrape)
+    daemons::agent(scrape)
 }
 
 /// Judges a cluster.
