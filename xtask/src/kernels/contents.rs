@@ -15,8 +15,15 @@ use super::machine::{self, Job};
 use super::modules;
 use super::packages::Kernel;
 
-/// Tools that tests call, beside busybox's.
-const TOOLS: [&str; 4] = ["ip", "tc", "nft", "ethtool"];
+/// Tools that tests call, beside busybox's, and where they are in the machine. busybox's own shell
+/// would call its applets instead of them.
+const TOOLS: [(&str, &str); 5] = [
+    ("ip", "/usr/sbin/ip"),
+    ("tc", "/usr/sbin/tc"),
+    ("nft", "/usr/sbin/nft"),
+    ("ethtool", "/usr/sbin/ethtool"),
+    ("dash", "/usr/bin/sh"),
+];
 
 /// The test binaries, and the files that they read.
 #[derive(Debug)]
@@ -92,8 +99,8 @@ pub(super) fn gather(kernel: &Kernel, tests: &Tests, jobs: &[Job]) -> Result<Vec
     archive.file("/bin/busybox", true, &read(&in_path("busybox")?)?);
     let mut linked: Vec<(String, PathBuf)> = Vec::new();
     if tests.is_full {
-        for tool in TOOLS {
-            linked.push((format!("/usr/sbin/{tool}"), in_path(tool)?));
+        for (tool, place) in TOOLS {
+            linked.push((place.to_owned(), in_path(tool)?));
         }
     }
     let stripped = workspace::target_dir().join("kernels").join("stripped");

@@ -9,8 +9,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-/// What the walks and the agent's data plane use, if it isn't in the kernel itself.
-const WANTED: &[&str] = &["veth", "bridge", "vxlan", "tun", "sch_ingress", "cls_bpf", "nf_tables", "nft_ct"];
+/// What the walks and the agent's data plane use, if it isn't in the kernel itself. libcrc32c names
+/// no dependency on the algorithm that it asks for.
+const WANTED: &[&str] =
+    &["crc32c_generic", "veth", "bridge", "vxlan", "tun", "sch_ingress", "cls_bpf", "nf_tables", "nft_ct"];
 
 /// A module: its name and its contents.
 pub(super) type Module = (String, Vec<u8>);
