@@ -17,11 +17,12 @@ use super::packages::Kernel;
 
 /// Tools that tests call, beside busybox's, and where they are in the machine. busybox's own shell
 /// would call its applets instead of them.
-const TOOLS: [(&str, &str); 5] = [
+const TOOLS: [(&str, &str); 6] = [
     ("ip", "/usr/sbin/ip"),
     ("tc", "/usr/sbin/tc"),
     ("nft", "/usr/sbin/nft"),
     ("ethtool", "/usr/sbin/ethtool"),
+    ("umount", "/usr/bin/umount"),
     ("dash", "/usr/bin/sh"),
 ];
 

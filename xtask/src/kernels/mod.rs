@@ -81,7 +81,7 @@ pub fn run(args: &KernelsArgs) -> Result<()> {
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     let tests = Tests::build(args.full)?;
     let jobs = jobs(args.full);
-    let limit = if args.full { Duration::from_hours(1) } else { Duration::from_mins(12) };
+    let limit = if args.full { Duration::from_hours(3) } else { Duration::from_mins(12) };
     let chosen = |series: &Series| args.kernel.is_none_or(|only| only == *series);
     let mut machines = Vec::new();
     for series in Series::value_variants().iter().filter(|series| chosen(series)) {
