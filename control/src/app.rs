@@ -7,6 +7,7 @@
 
 mod init_desk;
 mod managed;
+mod nodes;
 mod sockets;
 mod unlock;
 mod unlock_desk;
@@ -23,6 +24,7 @@ use hyper_util::service::TowerToHyperService;
 use mesh_admission::door::Door;
 use mesh_admission::http;
 use mesh_runtime::{Components, follow_signals, supervisor};
+use mesh_state::ca::ManagerCas;
 use mesh_state::cluster::Manager;
 use mesh_state::node::OwnPort;
 use mesh_state::store::{EtcdStore, Store};
@@ -35,6 +37,7 @@ use tracing::{info, warn};
 use crate::api;
 use crate::at_rest::FileKeeper;
 use crate::bootstrap::{self, OpenedCluster};
+use crate::ca::{LIFE_MIN_OF_TESTS, MEMBER_LIFE_MIN};
 use crate::config::{Config, Settings};
 use crate::context::{ApiContext, RELAY_KEY, join_tokens};
 use crate::doors::Doors;
@@ -45,13 +48,10 @@ use crate::leader::driver::Driver;
 use crate::leader::election::{Candidate, Leadership};
 use crate::metrics;
 use crate::metrics::admin::{self, Admin};
-use crate::node_service::membership::{Admission, JoinRates};
 use crate::node_service::mesh_table::Table;
 use crate::node_service::own_etcd::OwnEtcd;
 use crate::node_service::recorder::{Recorder, Reports};
-use crate::node_service::renewing_server::{RenewingServer, ServerExpiry};
 use crate::node_service::session_context::SessionContext;
-use crate::node_service::sessions::Sessions;
 use crate::node_service::tables;
 use crate::orders::Orders;
 use crate::own_node::OwnNode;
@@ -227,8 +227,8 @@ fn start(
     registry: &Registry,
     parts: &DaemonParts,
 ) -> anyhow::Result<(ApiContext, watch::Receiver<Option<Leadership>>)> {
-    let OpenedCluster { sealer, authority, cluster, lock, .. } = opened;
-    let (sealer, authority) = (Arc::new(sealer), Arc::new(authority));
+    let OpenedCluster { sealer, trust, cluster, lock, .. } = opened;
+    let sealer = Arc::new(sealer);
     let relay_key = sealer.open(RELAY_KEY, &cluster.relay_key)?;
     let doors = Doors::open(registry)?;
     let own_node = OwnNode::load(&config.data_dir)?;
@@ -246,12 +246,19 @@ fn start(
         clocks: Arc::default(),
         logs: Arc::default(),
         at_rest: files.follows.subscribe(),
+        certificate_life_min: if config.debug_short_certificates {
+            LIFE_MIN_OF_TESTS
+        } else {
+            MEMBER_LIFE_MIN
+        },
         stopping: parts.shutdown.clone(),
         orders: managed.as_ref().map(|(managed, _)| managed.orders.clone()),
     };
     parts.start("this manager's secret files", files.run(parts.shutdown.clone()));
     start_clocks(&context, registry, parts)?;
-    let leadership = start_leadership(config, &context, own_ports, registry, parts)?;
+    let trust = nodes::follow_trust(&context, trust, parts);
+    let cas = watch::Sender::new(ManagerCas::default());
+    let leadership = start_leadership(config, &context, cas.subscribe(), own_ports, registry, parts)?;
 
     let (tables, tables_seen) = watch::channel(Arc::new(Table::default()));
     let reports = Reports::default();
@@ -274,27 +281,8 @@ fn start(
         door: Arc::clone(&doors.nodes),
         shutdown: parts.shutdown.clone(),
     };
-    let sessions = Arc::new(Sessions::new(shared, parts.components.tracker().clone()));
-    parts.start("the watch on sessions", Arc::clone(&sessions).sweep());
-    let admission = Admission {
-        context: context.clone(),
-        authority: Arc::clone(&authority),
-        door: Arc::clone(&doors.nodes),
-        rates: JoinRates::default(),
-        own_etcd: managed.map(|(managed, etcd)| OwnEtcd { etcd, pki: managed.pki }),
-    };
-    let expiry = ServerExpiry::default();
-    let etcd_certificate = config.etcd.identity.as_ref().map(|identity| identity.certificate.clone());
-    metrics::certificates::register(Arc::clone(&expiry), authority.until(), etcd_certificate, registry)?;
-    let nodes = RenewingServer {
-        listener: listeners.nodes,
-        advertise: config.advertise,
-        admission: Arc::new(admission),
-        sessions,
-        expiry,
-        tracker: parts.components.tracker().clone(),
-    };
-    parts.start_server("the node service", nodes.serve(parts.shutdown.clone()));
+    let own_etcd = managed.map(|(managed, etcd)| OwnEtcd { etcd, pki: managed.pki });
+    nodes::start(config, listeners.nodes, (shared, trust, cas), own_etcd, registry, parts)?;
 
     start_docker_api(listeners.docker, doors.docker, context.clone(), registry, parts)?;
     start_admin(listeners.admin, doors.admin, feed, registry, parts)?;
@@ -350,6 +338,7 @@ fn start_admin(
 fn start_leadership(
     config: &Config,
     context: &ApiContext,
+    cas: watch::Receiver<ManagerCas>,
     own_ports: Vec<OwnPort>,
     registry: &Registry,
     parts: &DaemonParts,
@@ -363,7 +352,8 @@ fn start_leadership(
     };
     let (store, feed) = (&context.store, &context.feed);
     let (own_node, clocks) = (context.own_node.follow(), Arc::clone(&context.clocks));
-    let (candidate, leadership) = Candidate::new(Arc::clone(store), feed.clone(), manager, own_node, clocks);
+    let (candidate, leadership) =
+        Candidate::new(Arc::clone(store), feed.clone(), manager, own_node, cas, clocks);
     parts.start_server("the lease", candidate.run(parts.shutdown.clone()));
     let driver = Driver {
         store: Arc::clone(store),

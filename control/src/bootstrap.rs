@@ -26,11 +26,12 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::at_rest::{self, AtRestError};
-use crate::ca::{self, Authority, CaError};
+use crate::ca::{self, CaError};
 use crate::context::{CA_KEY, MANAGER_TOKEN, RELAY_KEY, TokenError, WORKER_TOKEN, join_tokens};
 use crate::pool::{PoolError, WantedNetworkPool, WantedPool};
 use crate::seal::unlock_key::UnlockKey;
 use crate::seal::{SealError, Sealer};
+use crate::trust::{Trust, TrustError};
 
 /// Ended tasks kept in each slot, as in Swarm.
 const TASK_HISTORY_LIMIT: u64 = 5;
@@ -82,9 +83,12 @@ pub enum BootstrapError {
     /// The key file can't be used, or doesn't open the record's secrets.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// The CA can't be made or loaded.
+    /// The CA can't be made.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// The cluster's CAs can't be loaded.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The cluster has another address pool than this manager's configuration.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -123,8 +127,8 @@ impl BootstrapError {
 pub struct OpenedCluster {
     /// Seals and opens with the cluster's key.
     pub sealer: Sealer,
-    /// The CA, ready to sign.
-    pub authority: Authority,
+    /// Its CAs, ready to sign.
+    pub trust: Trust,
     /// The cluster's record.
     pub cluster: Cluster,
     /// The store's revision at which the record was created.
@@ -200,13 +204,11 @@ pub async fn open_cluster(
     };
     wanted.pool.check(&cluster)?;
     wanted.network_pool.check(&cluster)?;
-    let ca_key = sealer.open(CA_KEY, &cluster.ca_key)?;
-    let ca_key = Zeroizing::new(String::from_utf8_lossy(&ca_key).into_owned());
-    let authority = Authority::load(&cluster.ca_certificate_pem, &ca_key)?;
+    let trust = Trust::of(&cluster, &sealer)?;
     let tokens = join_tokens(&cluster, &sealer)?;
     at_rest::write_private(&files.cluster_id, cluster.id.as_str())?;
     at_rest::keep_tokens(data_dir, cluster.unlock_key.is_none().then_some(&tokens))?;
-    Ok(OpenedCluster { sealer, authority, cluster, created, lock: wanted.unlock })
+    Ok(OpenedCluster { sealer, trust, cluster, created, lock: wanted.unlock })
 }
 
 /// The sealer with the key of an existing cluster.
@@ -326,6 +328,8 @@ fn new_cluster(
         manager_token,
         relay_key: sealer.seal(RELAY_KEY, relay_key.as_slice())?,
         unlock_key: None,
+        ca_rotation: None,
+        force_rotate: 0,
     })
 }
 

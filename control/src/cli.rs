@@ -116,6 +116,11 @@ pub struct Cli {
     /// Let clients of the metrics listener make a component of this process panic. For tests.
     #[arg(long, env = "MESH_DEBUG_FAULTS", hide = true)]
     pub debug_faults: bool,
+
+    /// Let `docker swarm update --cert-expiry` choose a minute or more, instead of an hour. For
+    /// tests.
+    #[arg(long, env = "MESH_DEBUG_SHORT_CERTIFICATES", hide = true)]
+    pub debug_short_certificates: bool,
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ pub struct Config {
     pub unlock: Option<UnlockKey>,
     /// Whether clients can make components panic.
     pub debug_faults: bool,
+    /// Whether clients can give certificates a life of less than an hour.
+    pub debug_short_certificates: bool,
 }
 
 /// How a manager is to run.
@@ -65,6 +67,8 @@ pub struct ManagedSettings {
     pub unlock: Option<UnlockKey>,
     /// Whether clients can make components panic.
     pub debug_faults: bool,
+    /// Whether clients can give certificates a life of less than an hour.
+    pub debug_short_certificates: bool,
     etcd_program: PathBuf,
     metrics_listen: Option<SocketAddr>,
     pool: WantedPool,
@@ -96,6 +100,7 @@ impl ManagedSettings {
             socket: cli.socket,
             unlock: None,
             debug_faults: cli.debug_faults,
+            debug_short_certificates: cli.debug_short_certificates,
             etcd_program: cli.etcd_program,
             metrics_listen: cli.metrics_listen,
             pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
@@ -149,6 +154,7 @@ impl ManagedSettings {
             network_pool: WantedNetworkPool::new(founding.network_pool, founding.network_prefix)?,
             unlock: self.unlock.clone(),
             debug_faults: self.debug_faults,
+            debug_short_certificates: self.debug_short_certificates,
         })
     }
 }
@@ -233,6 +239,7 @@ impl Config {
             network_pool: WantedNetworkPool::new(cli.network_addr_pool, cli.network_addr_pool_mask_length)?,
             unlock: None,
             debug_faults: cli.debug_faults,
+            debug_short_certificates: cli.debug_short_certificates,
         })
     }
 }

@@ -63,6 +63,8 @@ pub struct ApiContext {
     /// The revision of the cluster's record that this manager's files follow: its key file, which
     /// autolock wraps, and its token files.
     pub at_rest: watch::Receiver<i64>,
+    /// The shortest life that a client may give nodes' certificates.
+    pub certificate_life_min: Duration,
     /// Cancelled when the manager stops: endless responses end then.
     pub stopping: CancellationToken,
     /// The way to order what this process is to be; `None` with an etcd of the operator's.
@@ -111,7 +113,7 @@ impl ApiContext {
         SocketAddr::new(self.advertise, self.node_port)
     }
 
-    /// The validity of nodes' certificates.
+    /// The validity of nodes' and managers' certificates.
     pub fn certificate_life(&self) -> Duration {
         self.snapshot()
             .cluster

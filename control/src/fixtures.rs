@@ -198,6 +198,8 @@ pub(crate) fn cluster() -> Cluster {
         manager_token: sealed.clone(),
         relay_key: sealed,
         unlock_key: None,
+        ca_rotation: None,
+        force_rotate: 0,
     }
 }
 

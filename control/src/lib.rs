@@ -23,6 +23,7 @@ pub mod at_rest;
 pub mod bootstrap;
 pub mod ca;
 pub mod seal;
+pub mod trust;
 pub mod vault;
 
 pub mod context;

@@ -6,6 +6,7 @@
 
 use mesh_state::Timestamp;
 use mesh_state::attachment::AttachedContainer;
+use mesh_state::cluster::Cluster;
 use mesh_state::ids::{AttachmentId, BackendId, NodeId, ServiceId, TaskId};
 use mesh_state::member_keys::MemberKeys;
 use mesh_state::network::{Network, NetworkCursor};
@@ -122,6 +123,13 @@ pub enum Action {
         keys: MemberKeys,
         /// The revision that the decision is based on.
         expected: Option<i64>,
+    },
+    /// Rewrite the cluster's record (the next step of a rotation of its CA).
+    UpdateCluster {
+        /// The new value.
+        cluster: Cluster,
+        /// The revision that the decision is based on.
+        expected: i64,
     },
     /// Claim a published port for a service (by a rollback); its key must not exist.
     ClaimPort {

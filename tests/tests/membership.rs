@@ -1,8 +1,14 @@
-//! A worker leaves its cluster and joins it again, by the unmodified CLI on its own socket.
+//! A worker leaves its cluster and joins it again, the CA is replaced, and a manager is unlocked,
+//! by the unmodified CLI on nodes' own sockets.
 #![cfg(feature = "cluster")]
 
-use anyhow::{Context, Result, ensure};
+use std::io::Write as _;
+use std::process::Stdio;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
 use mesh_lab::Part;
+use mesh_lab::client::load::LoadGenerator;
 use mesh_lab::cluster::{Cluster, Docker, eventually};
 use mesh_lab::component::Component;
 use mesh_lab::record::NodeRecord;
@@ -110,5 +116,93 @@ fn a_worker_leaves_and_joins_again() -> Result<()> {
     lab::start(&cluster, &node.name, Part::One(Component::Agent))?;
     let state = local_state(&worker)?;
     ensure!(state == format!("active {id}"), "after a restart: {state}");
+    Ok(())
+}
+
+/// Turns autolock off when the test ends.
+struct Autolock<'a>(&'a Docker);
+
+impl Drop for Autolock<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.run(&["swarm", "update", "--autolock=false"]) {
+            eprintln!("can't turn autolock off: {error:#}");
+        }
+    }
+}
+
+/// `docker swarm unlock` with this key on its standard input.
+fn unlock(docker: &Docker, key: &str) -> Result<String> {
+    let mut child = docker.command(&["swarm", "unlock"]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut input = child.stdin.take().context("an input")?;
+    input.write_all(format!("{key}\n").as_bytes()).context("give the key")?;
+    drop(input);
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "docker swarm unlock: {said}");
+    Ok(said)
+}
+
+#[test]
+fn the_ca_is_replaced_and_a_manager_waits_for_its_key_under_load() -> Result<()> {
+    let cluster = cluster()?;
+    let docker = cluster.docker()?;
+    let service = Service::create(&cluster, "trusted", &["--replicas", "2", "-p", "8078:80", "whoami"])?;
+    let load = LoadGenerator::start(&cluster.client(), &cluster.everywhere(8078), "/", 50);
+
+    let (before, token) =
+        (docker.run(&["swarm", "ca"])?, docker.run(&["swarm", "join-token", "-q", "worker"])?);
+    docker.run(&["swarm", "ca", "--rotate", "--detach"])?;
+    let shown = ["info", "--format", "{{.Swarm.Cluster.RootRotationInProgress}}"];
+    eventually("the end of the rotation", PATIENCE, || {
+        ensure!(docker.run(&shown)?.trim() == "false", "nodes: {}", docker.run(&["node", "ls"])?);
+        Ok(())
+    })?;
+    ensure!(docker.run(&["swarm", "ca"])? != before, "the CA is the one of before");
+    ensure!(docker.run(&["swarm", "join-token", "-q", "worker"])? != token, "tokens name the former CA");
+    // What the CLI counts: every node trusts the new CA, and no other.
+    let nodes = ["node", "ls", "-q"];
+    let ids: Vec<_> = docker.run(&nodes)?.lines().map(str::to_owned).collect();
+    let root = docker.run(&["swarm", "ca"])?;
+    eventually("every node to trust the new CA alone", PATIENCE, || {
+        for id in &ids {
+            let trusted =
+                docker.run(&["node", "inspect", "--format", "{{.Description.TLSInfo.TrustRoot}}", id])?;
+            ensure!(trusted.trim() == root.trim(), "{id} trusts {trusted}");
+        }
+        Ok(())
+    })?;
+
+    docker.run(&["swarm", "update", "--autolock=true"])?;
+    let autolock = Autolock(&docker);
+    let key = docker.run(&["swarm", "unlock-key", "-q"])?;
+    let manager = cluster.record.nodes.iter().find(|node| node.manager).context("a manager")?;
+    let own = Docker::towards(&manager.mesh_host);
+    lab::kill(&cluster, &manager.name, Part::One(Component::Control))?;
+    thread::scope(|scope| {
+        // It is ready once it is unlocked.
+        let starting = scope.spawn(|| lab::start(&cluster, &manager.name, Part::One(Component::Control)));
+        eventually("a locked manager", PATIENCE, || {
+            let state = local_state(&own)?;
+            ensure!(state.starts_with("locked "), "the state is {state}");
+            Ok(())
+        })?;
+        let refused = own.refused(&["service", "ls"])?;
+        ensure!(refused.message.contains("Swarm is encrypted and needs to be unlocked"), "{refused:?}");
+        let wrong = unlock(&own, &format!("SWMKEY-1-{}", "A".repeat(43))).err().context("a wrong key")?;
+        ensure!(format!("{wrong:#}").contains("invalid key provided"), "{wrong:#}");
+        unlock(&own, key.trim())?;
+        starting.join().map_err(|_| anyhow!("the start panicked"))?
+    })?;
+    ensure!(local_state(&own)?.starts_with("active "), "after unlock: {}", local_state(&own)?);
+    drop(autolock);
+    eventually("the service to be listed", PATIENCE, || docker.run(&["service", "ps", service.name()]))?;
+
+    let report = load.stop()?;
+    ensure!(
+        report.failures.is_empty() && report.answered() > 0,
+        "requests failed: {:?}",
+        report.failures.first()
+    );
     Ok(())
 }

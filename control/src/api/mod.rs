@@ -25,6 +25,7 @@ mod dependencies;
 
 mod networks;
 mod swarm;
+mod swarm_ca;
 mod swarm_spec;
 
 mod events;

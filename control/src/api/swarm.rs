@@ -11,6 +11,9 @@ use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use chrono::Utc;
+use mesh_runtime::error_chain;
+use mesh_state::ca::RootCa;
+use mesh_state::cluster::{Cluster, Sealed};
 use mesh_state::ids;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -19,9 +22,12 @@ use zeroize::Zeroizing;
 
 use super::body::{Params, read_json};
 use super::error::ApiError;
+use super::swarm_ca::{self, Wish};
 use super::swarm_spec::{Rotation, SwarmSpec, change, needs_unlock_key};
 use super::{access, dto};
-use crate::context::{self, ApiContext, MANAGER_TOKEN, UNLOCK_KEY, WORKER_TOKEN};
+use crate::ca::create_authority;
+use crate::ca::root::{self, TrustedRoot};
+use crate::context::{self, ApiContext, CA_KEY, MANAGER_TOKEN, UNLOCK_KEY, WORKER_TOKEN};
 use crate::docker_json::shapes;
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::seal::unlock_key::UnlockKey;
@@ -57,17 +63,40 @@ pub(crate) async fn update(
             sealed.map_err(|error| ApiError::Unseal(error.to_string()))
         };
         let rotation = Rotation {
+            certificate_life_min: context.certificate_life_min,
             worker: params.flag("rotateWorkerToken").then(|| fresh(WORKER_TOKEN)).transpose()?,
             manager: params.flag("rotateManagerToken").then(|| fresh(MANAGER_TOKEN)).transpose()?,
             unlock: needs_unlock_key(&spec, current, params.flag("rotateManagerUnlockKey"))
                 .then(|| context.sealer.seal(UNLOCK_KEY, UnlockKey::random().bytes().as_slice()))
                 .transpose()?,
+            ca: wished_ca(&context, &spec, current)?,
         };
         change(Utc::now(), current, version, &spec, rotation)
     })
     .await?;
     until_at_rest(&context).await;
     Ok(StatusCode::OK)
+}
+
+/// The CA that an update wants the cluster to have, with its sealed key: a new one, or the
+/// client's.
+fn wished_ca(
+    context: &ApiContext,
+    spec: &SwarmSpec,
+    cluster: &Cluster,
+) -> Result<Option<(RootCa, Sealed)>, ApiError> {
+    let wanted = match swarm_ca::wish(&spec.ca_config, cluster)? {
+        Wish::Keep => return Ok(None),
+        Wish::Fresh => create_authority(&cluster.id, Utc::now())
+            .map_err(|error| ApiError::Unseal(error_chain(&error)))?,
+        Wish::Given { certificate_pem, key_pem } => root::check(certificate_pem, key_pem, Utc::now())
+            .map_err(|error| ApiError::Invalid(error.to_string()))?,
+    };
+    let digest = TrustedRoot::read(&wanted.certificate_pem)
+        .map_err(|error| ApiError::Invalid(error.to_string()))?
+        .digest;
+    let key = context.sealer.seal(CA_KEY, wanted.key_pem.as_bytes())?;
+    Ok(Some((RootCa { certificate_pem: wanted.certificate_pem, digest }, key)))
 }
 
 /// `GET /swarm/unlockkey`: the key that a restarted manager waits for; empty without autolock.

@@ -3,7 +3,10 @@
 //! Invariant: a client sends back the whole spec that it read, so every unchanged value is
 //! accepted, also of settings that mesh doesn't support.
 
+use std::time::Duration;
+
 use mesh_state::Timestamp;
+use mesh_state::ca::RootCa;
 use mesh_state::cluster::{Cluster, Sealed};
 use mesh_state::spec::Labels;
 use mesh_state::store::{Compare, Op};
@@ -14,6 +17,7 @@ use serde_json::Value;
 use super::access::Transaction;
 use super::dto::RAFT;
 use super::error::ApiError;
+use super::swarm_ca::{self, CaConfig};
 use crate::feed::snapshot::Versioned;
 
 /// The only name that Swarm lets a cluster have.
@@ -21,10 +25,8 @@ const NAME: &str = "default";
 /// The shortest heartbeat period: nodes send messages twice a second and are silent after two
 /// seconds, so a shorter one couldn't be kept.
 const HEARTBEAT_PERIOD_MIN_NS: u64 = 1_000_000_000;
-/// Swarm's shortest validity of a node's certificate: an hour.
-const CERTIFICATE_MIN_NS: u64 = 3_600 * 1_000_000_000;
-/// The longest validity: ten years, half of the CA's.
-const CERTIFICATE_MAX_NS: u64 = 10 * 365 * 24 * CERTIFICATE_MIN_NS;
+/// The longest validity of a node's certificate: ten years, half of the CA's.
+const CERTIFICATE_LIFE_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Docker's `Spec` of a swarm.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -36,7 +38,7 @@ pub(crate) struct SwarmSpec {
     raft: Raft,
     dispatcher: Dispatcher,
     #[serde(rename = "CAConfig")]
-    ca_config: CaConfig,
+    pub(super) ca_config: CaConfig,
     task_defaults: TaskDefaults,
     encryption_config: EncryptionConfig,
 }
@@ -81,19 +83,6 @@ struct Dispatcher {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct CaConfig {
-    node_cert_expiry: Option<i64>,
-    #[serde(rename = "ExternalCAs")]
-    external_cas: Option<Vec<Value>>,
-    #[serde(rename = "SigningCACert")]
-    signing_ca_cert: Option<String>,
-    #[serde(rename = "SigningCAKey")]
-    signing_ca_key: Option<String>,
-    force_rotate: Option<u64>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
 struct TaskDefaults {
     log_driver: Option<Value>,
 }
@@ -104,15 +93,19 @@ struct EncryptionConfig {
     auto_lock_managers: Option<bool>,
 }
 
-/// Fresh secrets, sealed.
+/// Fresh secrets, sealed, and the limits of this manager.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rotation {
+    /// The shortest life that nodes' certificates may get.
+    pub(crate) certificate_life_min: Duration,
     /// The worker's secret, if it is rotated.
     pub(crate) worker: Option<Sealed>,
     /// The manager's secret, if it is rotated.
     pub(crate) manager: Option<Sealed>,
     /// The key that locks managers, if it is new ([`needs_unlock_key`]).
     pub(crate) unlock: Option<Sealed>,
+    /// The CA that the cluster is to have, with its sealed key.
+    pub(crate) ca: Option<(RootCa, Sealed)>,
 }
 
 /// Whether an update needs a new key that locks managers: autolock begins, or its key is rotated.
@@ -147,9 +140,15 @@ pub(crate) fn change(
     if let Some(labels) = &spec.labels {
         cluster.labels.clone_from(labels);
     }
-    if let Some(expiry) = certificate_expiry(spec.ca_config.node_cert_expiry)? {
+    if let Some(expiry) = certificate_expiry(spec.ca_config.node_cert_expiry, rotation.certificate_life_min)?
+    {
         cluster.node_cert_expiry_ns = expiry;
     }
+    if let Some(ca) = rotation.ca {
+        cluster = swarm_ca::rotate(&cluster, ca, now)?;
+    }
+    cluster.force_rotate =
+        spec.ca_config.force_rotate.filter(|number| *number > 0).unwrap_or(cluster.force_rotate);
     cluster.worker_token = rotation.worker.unwrap_or(cluster.worker_token);
     cluster.manager_token = rotation.manager.unwrap_or(cluster.manager_token);
     cluster.unlock_key = match spec.encryption_config.auto_lock_managers {
@@ -175,17 +174,25 @@ fn heartbeat_period(asked: Option<i64>) -> Result<Option<u64>, ApiError> {
     }
 }
 
-/// The validity of nodes' certificates; each node gets it when it renews.
-fn certificate_expiry(asked: Option<i64>) -> Result<Option<u64>, ApiError> {
-    match u64::try_from(asked.unwrap_or_default()) {
-        Ok(0) => Ok(None),
-        Ok(expiry @ CERTIFICATE_MIN_NS..=CERTIFICATE_MAX_NS) => Ok(Some(expiry)),
-        Ok(longer) if longer > CERTIFICATE_MAX_NS => {
+/// The validity of nodes' certificates, at least `least`; each node gets it when it renews.
+fn certificate_expiry(asked: Option<i64>, least: Duration) -> Result<Option<u64>, ApiError> {
+    let asked = u64::try_from(asked.unwrap_or_default()).map(Duration::from_nanos);
+    match asked {
+        Ok(Duration::ZERO) => Ok(None),
+        Ok(longer) if longer > CERTIFICATE_LIFE_MAX => {
             Err(ApiError::BadRequest("a node's certificate can be good for 87600h0m0s at most".to_owned()))
         }
-        _ => Err(ApiError::BadRequest(
-            "minimum certificate expiry time must be greater than 1h0m0s".to_owned(),
-        )),
+        Ok(life) if life >= least => Ok(u64::try_from(life.as_nanos()).ok()),
+        _ => Err(ApiError::Invalid(format!("minimum certificate expiry time is: {}", go_duration(least)))),
+    }
+}
+
+/// A duration of whole minutes, as Go writes it: `1h0m0s`.
+fn go_duration(duration: Duration) -> String {
+    let minutes = duration.as_secs() / 60;
+    match minutes / 60 {
+        0 => format!("{minutes}m0s"),
+        hours => format!("{hours}h{}m0s", minutes % 60),
     }
 }
 
@@ -194,9 +201,6 @@ fn refuse_what_is_not_served(spec: &SwarmSpec) -> Result<(), ApiError> {
         return Err(ApiError::BadRequest(format!("swarm spec must be named \"{NAME}\"")));
     }
     let ca = &spec.ca_config;
-    let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-    let rotates_ca =
-        ca.force_rotate.unwrap_or_default() > 0 || given(&ca.signing_ca_cert) || given(&ca.signing_ca_key);
     let refusals = [
         (
             spec.raft.differs(),
@@ -205,10 +209,6 @@ fn refuse_what_is_not_served(spec: &SwarmSpec) -> Result<(), ApiError> {
         (
             ca.external_cas.as_ref().is_some_and(|cas| !cas.is_empty()),
             "external CAs are not supported by mesh yet: the cluster's own signs every certificate",
-        ),
-        (
-            rotates_ca,
-            "rotating the CA is not supported by mesh yet: the cluster keeps the CA that it was made with",
         ),
         (
             spec.task_defaults.log_driver.as_ref().is_some_and(|driver| !driver.is_null()),
@@ -226,11 +226,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::ca::MEMBER_LIFE_MIN;
     use crate::fixtures::World;
 
     fn changed(world: &World, spec: &Value, rotation: Rotation) -> Result<Cluster, String> {
         let current = world.snapshot.cluster.as_ref().unwrap();
         let spec: SwarmSpec = serde_json::from_value(spec.clone()).unwrap();
+        let rotation = Rotation { certificate_life_min: MEMBER_LIFE_MIN, ..rotation };
         let written = change(world.now, current, current.mod_revision, &spec, rotation);
         match written.map_err(|error| error.to_string())?.ops.remove(0) {
             Op::Put { value, .. } => Ok(codec::decode(&value).unwrap()),
@@ -281,10 +283,12 @@ mod tests {
             (json!({"Dispatcher": {"HeartbeatPeriod": 5}}), "1s or longer"),
             (json!({"Raft": {"SnapshotInterval": 100}}), "no raft log"),
             (json!({"Raft": {"ElectionTick": 3}}), "no raft log"),
-            (json!({"CAConfig": {"NodeCertExpiry": 60_000_000_000_u64}}), "1h0m0s"),
+            (
+                json!({"CAConfig": {"NodeCertExpiry": 60_000_000_000_u64}}),
+                "minimum certificate expiry time is: 1h0m0s",
+            ),
             (json!({"CAConfig": {"NodeCertExpiry": -1}}), "1h0m0s"),
             (json!({"CAConfig": {"NodeCertExpiry": i64::MAX}}), "87600h"),
-            (json!({"CAConfig": {"ForceRotate": 1}}), "rotating the CA"),
             (json!({"CAConfig": {"ExternalCAs": [{"URL": "https://ca"}]}}), "external CAs"),
             (json!({"TaskDefaults": {"LogDriver": {"Name": "syslog"}}}), "default log driver"),
         ] {

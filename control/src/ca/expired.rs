@@ -15,7 +15,8 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::FromDer as _;
 
-use super::{Authority, common_name};
+use super::common_name;
+use super::root::TrustedRoot;
 
 /// Why an expired certificate isn't renewed.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -40,42 +41,41 @@ pub enum ExpiredError {
     TooLate,
 }
 
-impl Authority {
-    /// The node that holds this certificate, if the sender of `csr_pem` has its key and it has not
-    /// expired too long ago.
-    ///
-    /// # Errors
-    /// [`ExpiredError`], with a text for the operator.
-    pub fn holder_of(
-        &self,
-        certificate_pem: &str,
-        csr_pem: &str,
-        now: Timestamp,
-    ) -> Result<NodeId, ExpiredError> {
-        let unreadable = || ExpiredError::Unreadable("certificate");
-        let (_, pem) = parse_x509_pem(certificate_pem.as_bytes()).map_err(|_| unreadable())?;
-        let certificate = pem.parse_x509().map_err(|_| unreadable())?;
-        let ca = self.parsed().ok_or(ExpiredError::Foreign)?;
-        certificate.verify_signature(Some(ca.public_key())).map_err(|_| ExpiredError::Foreign)?;
-        let is_member = certificate
-            .extended_key_usage()
-            .ok()
-            .flatten()
-            .is_some_and(|usage| usage.value.client_auth && !usage.value.server_auth);
-        let node = common_name(&certificate).filter(|_| is_member).ok_or(ExpiredError::NoMember)?;
+/// The node that holds this certificate of one of `roots`, if the sender of `csr_pem` has its key
+/// and it has not expired too long ago.
+///
+/// # Errors
+/// [`ExpiredError`], with a text for the operator.
+pub fn holder_of(
+    roots: &[TrustedRoot],
+    certificate_pem: &str,
+    csr_pem: &str,
+    now: Timestamp,
+) -> Result<NodeId, ExpiredError> {
+    let unreadable = || ExpiredError::Unreadable("certificate");
+    let (_, pem) = parse_x509_pem(certificate_pem.as_bytes()).map_err(|_| unreadable())?;
+    let certificate = pem.parse_x509().map_err(|_| unreadable())?;
+    if !roots.iter().any(|root| root.signed(&certificate)) {
+        return Err(ExpiredError::Foreign);
+    }
+    let is_member = certificate
+        .extended_key_usage()
+        .ok()
+        .flatten()
+        .is_some_and(|usage| usage.value.client_auth && !usage.value.server_auth);
+    let node = common_name(&certificate).filter(|_| is_member).ok_or(ExpiredError::NoMember)?;
 
-        let unreadable = || ExpiredError::Unreadable("certificate request");
-        let (_, pem) = parse_x509_pem(csr_pem.as_bytes()).map_err(|_| unreadable())?;
-        let (_, request) = X509CertificationRequest::from_der(&pem.contents).map_err(|_| unreadable())?;
-        let same_key = request.certification_request_info.subject_pki.raw == certificate.public_key().raw;
-        if !same_key || request.verify_signature().is_err() {
-            return Err(ExpiredError::OtherKey);
-        }
-        let until = Timestamp::from_timestamp(certificate.validity().not_after.timestamp(), 0);
-        match until.filter(|until| renewal::is_possible(*until, now)) {
-            Some(_) => Ok(node),
-            None => Err(ExpiredError::TooLate),
-        }
+    let unreadable = || ExpiredError::Unreadable("certificate request");
+    let (_, pem) = parse_x509_pem(csr_pem.as_bytes()).map_err(|_| unreadable())?;
+    let (_, request) = X509CertificationRequest::from_der(&pem.contents).map_err(|_| unreadable())?;
+    let same_key = request.certification_request_info.subject_pki.raw == certificate.public_key().raw;
+    if !same_key || request.verify_signature().is_err() {
+        return Err(ExpiredError::OtherKey);
+    }
+    let until = Timestamp::from_timestamp(certificate.validity().not_after.timestamp(), 0);
+    match until.filter(|until| renewal::is_possible(*until, now)) {
+        Some(_) => Ok(node),
+        None => Err(ExpiredError::TooLate),
     }
 }
 
@@ -85,7 +85,7 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
 
     use super::*;
-    use crate::ca::{MEMBER_LIFE, create_authority};
+    use crate::ca::{Authority, MEMBER_LIFE, create_authority};
 
     fn authority(now: Timestamp) -> Authority {
         let new = create_authority(&"cluster1".into(), now).unwrap();
@@ -108,20 +108,21 @@ mod tests {
         };
         let certificate = sign(&authority);
         let after = |days| issued + chrono::Duration::days(days);
+        let roots = [TrustedRoot::read(authority.certificate_pem()).unwrap()];
         let holder = |certificate: &str, key: &KeyPair, days| {
-            authority.holder_of(certificate, &request(key), after(days))
+            holder_of(&roots, certificate, &request(key), after(days))
         };
         assert_eq!(holder(&certificate, &key, 91), Ok("n1".into()), "a day after its end");
         assert_eq!(holder(&certificate, &key, 10), Ok("n1".into()), "before its end");
         assert_eq!(holder(&certificate, &key, 100), Err(ExpiredError::TooLate));
         assert_eq!(holder(&certificate, &stranger, 91), Err(ExpiredError::OtherKey));
         assert_eq!(holder(&sign(&other), &key, 91), Err(ExpiredError::Foreign));
-        let server = authority.issue_server("10.0.0.1".parse().unwrap(), issued).unwrap();
+        let server = authority.issue_server("10.0.0.1".parse().unwrap(), MEMBER_LIFE, issued).unwrap();
         let server_key = KeyPair::from_pem(&server.key_pem).unwrap();
         assert_eq!(holder(&server.chain_pem, &server_key, 10), Err(ExpiredError::NoMember));
         assert_eq!(holder("x", &key, 10), Err(ExpiredError::Unreadable("certificate")));
 
-        let forged = authority.holder_of(&certificate, &certificate, after(91));
+        let forged = holder_of(&roots, &certificate, &certificate, after(91));
         assert!(forged.is_err(), "a certificate was taken for a request: {forged:?}");
     }
 }

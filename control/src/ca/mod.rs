@@ -9,6 +9,7 @@
 //! ([`mesh_state::renewal`]).
 
 pub mod expired;
+pub mod root;
 pub mod token;
 
 use std::net::IpAddr;
@@ -34,8 +35,10 @@ pub const SERVER_NAME: &str = "mesh-manager";
 const CA_LIFE: Duration = Duration::from_hours(20 * 365 * 24);
 /// The validity of a member's certificate, unless the cluster sets another one.
 pub const MEMBER_LIFE: Duration = Duration::from_nanos(node_cert_expiry_ns());
-/// The validity of a server certificate. Its key is in memory only.
-const SERVER_LIFE: Duration = Duration::from_hours(90 * 24);
+/// The shortest validity that a cluster can set, as in Swarm.
+pub const MEMBER_LIFE_MIN: Duration = Duration::from_hours(1);
+/// The shortest validity that tests can set.
+pub const LIFE_MIN_OF_TESTS: Duration = Duration::from_mins(1);
 /// How far a certificate's start is set back, for members whose clocks are behind …
 const SKEW: Duration = Duration::from_hours(24);
 /// … but by no more than this part of its validity, so that a short one isn't due for renewal at
@@ -142,21 +145,27 @@ impl Authority {
         token::certificate_digest(&self.certificate)
     }
 
-    /// Issues a server certificate with a new key for the manager at `address`.
+    /// Issues a server certificate with a new key for the manager at `address`. The key is in
+    /// memory only.
     ///
     /// # Errors
     /// [`CaError::Sign`].
-    pub fn issue_server(&self, address: IpAddr, now: Timestamp) -> Result<ServerIdentity, CaError> {
+    pub fn issue_server(
+        &self,
+        address: IpAddr,
+        life: Duration,
+        now: Timestamp,
+    ) -> Result<ServerIdentity, CaError> {
         let failed = |source| CaError::Sign { name: SERVER_NAME.to_owned(), source };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-        let mut params = params(SERVER_NAME, SERVER_NAME, now, SERVER_LIFE);
+        let mut params = params(SERVER_NAME, SERVER_NAME, now, life);
         let name = SERVER_NAME.try_into().map_err(failed)?;
         params.subject_alt_names = vec![SanType::DnsName(name), SanType::IpAddress(address)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let leaf = params.signed_by(&key, &self.issuer).map_err(failed)?;
         let chain_pem = format!("{}{}", leaf.pem(), self.certificate_pem);
-        let (since, until) = validity(now, SERVER_LIFE);
+        let (since, until) = validity(now, life);
         Ok(ServerIdentity { chain_pem, key_pem: Zeroizing::new(key.serialize_pem()), since, until })
     }
 
@@ -280,9 +289,12 @@ mod tests {
     #[test]
     fn a_short_life_is_not_due_for_renewal_at_once() {
         let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
-        for hours in [1, 24, 90 * 24] {
-            let (since, until) = validity(now, Duration::from_hours(hours));
-            assert!(since < now && (now - since) < (until - since) / 10, "{hours} hours begin at {since}");
+        for minutes in [1, 2, 60, 90 * 24 * 60] {
+            let (since, until) = validity(now, Duration::from_mins(minutes));
+            assert!(
+                since < now && (now - since) < (until - since) / 10,
+                "{minutes} minutes begin at {since}"
+            );
         }
     }
 
@@ -299,7 +311,7 @@ mod tests {
     fn the_server_presents_its_leaf_and_the_ca() {
         let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap();
         let authority = authority(now);
-        let server = authority.issue_server("10.77.0.11".parse().unwrap(), now).unwrap();
+        let server = authority.issue_server("10.77.0.11".parse().unwrap(), MEMBER_LIFE, now).unwrap();
         let chain: Vec<_> =
             CertificateDer::pem_slice_iter(server.chain_pem.as_bytes()).collect::<Result<_, _>>().unwrap();
         assert_eq!(chain.len(), 2, "leaf and CA");

@@ -194,6 +194,7 @@ fn group(action: &Action, snapshot: &ClusterSnapshot) -> Result<Transaction, Cod
             let key = keys::MEMBER_KEYS.to_owned();
             write(key.clone(), record, vec![stands_at(&key, *expected)])
         }
+        Action::UpdateCluster { cluster, expected } => rewrite(keys::CLUSTER.to_owned(), cluster, *expected),
         Action::ClaimPort { protocol, port, service } => {
             let key = keys::port(*protocol, *port);
             write(key.clone(), service, vec![Compare::Absent(key)])

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use mesh_state::Timestamp;
+use mesh_state::ca::ManagerCas;
 use mesh_state::cluster::Manager;
 use mesh_state::codec::{self, CodecError};
 use mesh_state::ids::NodeId;
@@ -87,6 +88,7 @@ pub struct Candidate {
     feed: Feed,
     manager: Manager,
     own_node: watch::Receiver<Option<NodeId>>,
+    cas: watch::Receiver<ManagerCas>,
     clocks: Arc<Clocks>,
     leadership: watch::Sender<Option<Leadership>>,
 }
@@ -98,17 +100,18 @@ struct Lease {
 }
 
 impl Candidate {
-    /// A candidate with this record that runs on `own_node`, and the channel that shows its
-    /// leadership.
+    /// A candidate with this record that runs on `own_node` and serves with `cas`, and the channel
+    /// that shows its leadership.
     pub fn new(
         store: Arc<dyn Store>,
         feed: Feed,
         manager: Manager,
         own_node: watch::Receiver<Option<NodeId>>,
+        cas: watch::Receiver<ManagerCas>,
         clocks: Arc<Clocks>,
     ) -> (Self, watch::Receiver<Option<Leadership>>) {
         let (leadership, seen) = watch::channel(None);
-        (Self { store, feed, manager, own_node, clocks, leadership }, seen)
+        (Self { store, feed, manager, own_node, cas, clocks, leadership }, seen)
     }
 
     /// Keeps the lease, and leads when it can, until `shutdown`; then revokes the lease at once.
@@ -173,7 +176,9 @@ impl Candidate {
         let node = self.own_node.borrow_and_update().clone();
         let nodes_off = self.clocks.nodes_off(&self.feed.snapshot());
         let written_at = Some(Utc::now());
-        let record = codec::encode(&Manager { since, node, written_at, nodes_off, ..self.manager.clone() })?;
+        let cas = Some(self.cas.borrow_and_update().clone());
+        let manager = Manager { since, node, written_at, nodes_off, cas, ..self.manager.clone() };
+        let record = codec::encode(&manager)?;
         Ok(Op::put_leased(keys::manager(&self.manager.name), record, lease))
     }
 
@@ -244,6 +249,7 @@ impl Candidate {
                 _ = prolong.tick() => self.prolong(&mut lease).await?,
                 Ok(()) = snapshots.changed() => {}
                 Ok(()) = self.own_node.changed() => self.say_again(since, &lease).await?,
+                Ok(()) = self.cas.changed() => self.say_again(since, &lease).await?,
                 _ = say_again.tick() => self.say_again(since, &lease).await?,
             }
         }

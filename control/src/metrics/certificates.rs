@@ -1,21 +1,24 @@
 //! Metrics of the validity of this manager's certificates.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use chrono::Utc;
-use mesh_state::Timestamp;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts, Registry};
+use tokio::sync::watch;
 use x509_parser::pem::parse_x509_pem;
 
+use crate::ca::root::TrustedRoot;
 use crate::node_service::renewing_server::ServerExpiry;
+use crate::trust::Trust;
 
 /// Reads the clock and the certificates at each scrape.
 struct Certificates {
     server: ServerExpiry,
-    ca: Option<Timestamp>,
+    trust: watch::Receiver<Arc<Trust>>,
     etcd: Option<PathBuf>,
     left: IntGaugeVec,
 }
@@ -28,13 +31,13 @@ struct Certificates {
 /// A family of the same name is already registered.
 pub fn register(
     server: ServerExpiry,
-    ca: Option<Timestamp>,
+    trust: watch::Receiver<Arc<Trust>>,
     etcd: Option<PathBuf>,
     registry: &Registry,
 ) -> Result<(), prometheus::Error> {
     let help = "Seconds until the certificate expires; negative once it has.";
     let left = IntGaugeVec::new(Opts::new("mesh_certificate_seconds_left", help), &["certificate"])?;
-    registry.register(Box::new(Certificates { server, ca, etcd, left }))
+    registry.register(Box::new(Certificates { server, trust, etcd, left }))
 }
 
 impl Collector for Certificates {
@@ -46,7 +49,9 @@ impl Collector for Certificates {
         let now = Utc::now().timestamp();
         let server = Some(self.server.load(Ordering::Relaxed)).filter(|until| *until > 0);
         let etcd = self.etcd.as_ref().and_then(|path| std::fs::read(path).ok()).and_then(|pem| until(&pem));
-        let known = [("server", server), ("ca", self.ca.map(|until| until.timestamp())), ("etcd", etcd)];
+        let ca =
+            self.trust.borrow().roots.first().and_then(TrustedRoot::until).map(|until| until.timestamp());
+        let known = [("server", server), ("ca", ca), ("etcd", etcd)];
         self.left.reset();
         for (certificate, until) in known {
             if let Some(until) = until {

@@ -25,12 +25,14 @@ use mesh_state::node::{Availability, Node, NodeDescription, NodeSpec};
 use mesh_state::proto::membership_server::Membership;
 use mesh_state::proto::{JoinRequest, JoinResponse, RenewExpiredRequest, RenewResponse};
 use mesh_state::store::{Compare, Op, TxnOutcome};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use super::issued::Issued;
 use super::own_etcd::OwnEtcd;
-use crate::ca::Authority;
 use crate::context::ApiContext;
+use crate::trust::Trust;
 
 /// The deadline for the new node to show in the snapshot.
 const SEEN_DEADLINE: Duration = Duration::from_secs(3);
@@ -40,13 +42,15 @@ pub struct Admission {
     /// The store and the snapshot of the cluster that nodes join.
     pub context: ApiContext,
     /// Signs members' certificates.
-    pub authority: Arc<Authority>,
+    pub trust: watch::Receiver<Arc<Trust>>,
     /// The limits of the node service's clients.
     pub door: Arc<Door>,
     /// Counts the calls of each address.
     pub rates: JoinRates,
     /// The etcd that this manager runs; `None` with an etcd of the operator's.
     pub own_etcd: Option<OwnEtcd>,
+    /// Counts certificates.
+    pub issued: Issued,
 }
 
 /// The rate limit of join calls for each address.
@@ -91,16 +95,24 @@ impl Membership for Admission {
         };
         let availability = availability(&request.availability)?;
         let id = NodeId::random(&mut rand::rng());
-        let certificate_pem = self
-            .authority
+        let trust = self.trust();
+        let certificate_pem = trust
+            .signer
             .sign_member(&request.csr_pem, &id, role, self.context.certificate_life(), Utc::now())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        self.record(&id, NodeSpec { role, availability, ..NodeSpec::default() }, &request.hostname).await?;
+        let description = NodeDescription {
+            hostname: request.hostname.clone(),
+            certificate_issuer: trust.signer.digest(),
+            trusts: trust.roots.iter().map(|root| root.digest.clone()).collect(),
+            ..NodeDescription::default()
+        };
+        self.record(&id, NodeSpec { role, availability, ..NodeSpec::default() }, description).await?;
+        self.issued.joined.inc();
         info!(node = %id, hostname = %Outside(&request.hostname), role = role.as_str(), ?peer, "a node joined");
         Ok(Response::new(JoinResponse {
             node_id: id.to_string(),
             certificate_pem,
-            ca_pem: self.authority.certificate_pem().to_owned(),
+            ca_pem: trust.roots_pem.clone(),
         }))
     }
 
@@ -140,12 +152,17 @@ fn availability(asked: &str) -> Result<Availability, Status> {
 }
 
 impl Admission {
-    async fn record(&self, id: &NodeId, spec: NodeSpec, hostname: &str) -> Result<(), Status> {
+    /// The CAs as they are now.
+    pub(super) fn trust(&self) -> Arc<Trust> {
+        Arc::clone(&self.trust.borrow())
+    }
+
+    async fn record(&self, id: &NodeId, spec: NodeSpec, description: NodeDescription) -> Result<(), Status> {
         let now = Utc::now();
         let node = Node {
             id: id.clone(),
             spec,
-            description: NodeDescription { hostname: hostname.to_owned(), ..NodeDescription::default() },
+            description,
             address: None,
             subnet: None,
             created_at: now,

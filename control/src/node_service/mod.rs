@@ -16,6 +16,7 @@ mod attachments;
 mod deliveries;
 mod end;
 mod ends;
+pub mod issued;
 mod leaving;
 pub mod loads;
 mod logs;
@@ -56,20 +57,21 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// The most streams of one connection.
 const STREAMS_PER_CONNECTION: u32 = 16;
 
-/// Serves nodes on `listener`: accepts until `shutdown`, then serves what it accepted to its end.
+/// Serves nodes with certificates of the CAs `roots_pem` on `listener`: accepts until `shutdown`,
+/// then serves what it accepted to its end.
 ///
 /// # Errors
 /// The TLS identity can't be used, or the server failed.
 pub async fn serve(
     listener: TcpListener,
-    identity: ServerIdentity,
+    (identity, roots_pem): (ServerIdentity, &str),
     admission: Arc<Admission>,
     sessions: Arc<Sessions>,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let tls = ServerTlsConfig::new()
         .identity(Identity::from_pem(&identity.chain_pem, identity.key_pem.as_bytes()))
-        .client_ca_root(Certificate::from_pem(admission.authority.certificate_pem()))
+        .client_ca_root(Certificate::from_pem(roots_pem))
         // A node that joins has no certificate yet; sessions check for one themselves.
         .client_auth_optional(true)
         .timeout(REQUEST_DEADLINE);

@@ -13,6 +13,7 @@ use tracing::info;
 
 use super::end::not_a_member;
 use super::membership::Admission;
+use crate::ca::expired::holder_of;
 
 /// The longest certificate or request that is accepted, bytes: far more than one of a P-256 key
 /// has.
@@ -31,12 +32,14 @@ impl Admission {
         let item = item.ok_or_else(|| not_a_member(id))?;
         let node: Node =
             codec::decode(&item.value).map_err(|error| Status::internal(format!("read {key}: {error}")))?;
-        let certificate_pem = self
-            .authority
+        let trust = self.trust();
+        let certificate_pem = trust
+            .signer
             .sign_member(csr_pem, id, node.spec.role, self.context.certificate_life(), Utc::now())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.issued.renewed.inc();
         info!(node = %id, "a member's certificate was renewed");
-        Ok(Response::new(RenewResponse { certificate_pem }))
+        Ok(Response::new(RenewResponse { certificate_pem, ca_pem: trust.roots_pem.clone() }))
     }
 
     /// A new certificate for a member whose certificate has expired.
@@ -50,7 +53,8 @@ impl Admission {
     ) -> Result<Response<RenewResponse>, Status> {
         check_length(&request.certificate_pem)?;
         check_length(&request.csr_pem)?;
-        let holder = self.authority.holder_of(&request.certificate_pem, &request.csr_pem, Utc::now());
+        let roots = &self.trust().roots;
+        let holder = holder_of(roots, &request.certificate_pem, &request.csr_pem, Utc::now());
         let id = holder.map_err(|error| Status::permission_denied(error.to_string()))?;
         self.renew(&id, &request.csr_pem).await
     }

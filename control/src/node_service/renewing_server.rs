@@ -1,6 +1,6 @@
-//! The gRPC server for nodes, whose certificate is renewed while it serves.
+//! The gRPC server for nodes, whose certificate is renewed and whose CAs change while it serves.
 //!
-//! A TLS server keeps the certificate that it began with, so each certificate has a server of its
+//! A TLS server keeps the certificate and the CAs that it began with, so each has a server of its
 //! own on the same socket: the new one accepts all further connections, and the one before serves
 //! its connections to their end. No session is cut.
 //!
@@ -12,13 +12,16 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::Utc;
+use mesh_state::ca::ManagerCas;
 use mesh_state::{Timestamp, renewal};
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+use super::issued::Issued;
 use super::membership::Admission;
 use super::sessions::Sessions;
 use crate::ca::CaError;
@@ -52,12 +55,16 @@ pub struct RenewingServer {
     pub listener: TcpListener,
     /// The address in the certificate.
     pub advertise: IpAddr,
-    /// Admits nodes; its CA signs the server's certificates.
+    /// Admits nodes; its CAs sign the server's certificates and are those of nodes.
     pub admission: Arc<Admission>,
+    /// Says which CAs the server has.
+    pub cas: watch::Sender<ManagerCas>,
     /// The nodes' sessions.
     pub sessions: Arc<Sessions>,
     /// Set at each new certificate.
     pub expiry: ServerExpiry,
+    /// Counts certificates.
+    pub issued: Issued,
     /// Tracks servers that still have connections.
     pub tracker: TaskTracker,
 }
@@ -69,23 +76,28 @@ impl RenewingServer {
     /// See [`ServeError`].
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let socket = self.listener.into_std()?;
+        let mut trust = self.admission.trust.clone();
         loop {
             let now = Utc::now();
-            let identity = self.admission.authority.issue_server(self.advertise, now)?;
+            let newest = Arc::clone(&trust.borrow_and_update());
+            let life = self.admission.context.certificate_life();
+            let identity = newest.server.issue_server(self.advertise, life, now)?;
             self.expiry.store(identity.until.timestamp(), Ordering::Relaxed);
+            self.issued.server.inc();
             let renewed_at = renewal::moment(identity.since, identity.until, &mut rand::rng());
             info!(until = %identity.until, %renewed_at, "the nodes' server has a new certificate");
             let accepting = shutdown.child_token();
-            let server = super::serve(
-                TcpListener::from_std(socket.try_clone()?)?,
-                identity,
-                Arc::clone(&self.admission),
-                Arc::clone(&self.sessions),
-                accepting.clone(),
-            );
-            let mut server = self.tracker.spawn(server);
+            let listener = TcpListener::from_std(socket.try_clone()?)?;
+            let (admission, sessions) = (Arc::clone(&self.admission), Arc::clone(&self.sessions));
+            let (said, accepts) = (newest.said(), accepting.clone());
+            let mut server = self.tracker.spawn(async move {
+                let tls = (identity, newest.roots_pem.as_str());
+                super::serve(listener, tls, admission, sessions, accepts).await
+            });
+            self.cas.send_replace(said);
             tokio::select! {
                 ended = &mut server => return Ok(ended.map_err(ServeError::Panicked)??),
+                Ok(()) = trust.changed() => accepting.cancel(),
                 () = reached(renewed_at) => accepting.cancel(),
             }
         }

@@ -10,6 +10,7 @@ mod hearing;
 mod managers;
 mod member_keys;
 mod reported;
+mod trusted_cas;
 mod unacknowledged;
 
 use std::convert::Infallible;
@@ -25,10 +26,10 @@ use mesh_admission::text::Outside;
 use mesh_state::Timestamp;
 use mesh_state::cluster::Sealed;
 use mesh_state::ids::NodeId;
-use mesh_state::node::NodeState;
+use mesh_state::node::{NodeDescription, NodeState};
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
-use mesh_state::proto::{self, AgentMessage, ControlMessage, Hello, Welcome};
+use mesh_state::proto::{self, AgentMessage, ControlMessage, Hello, TrustedCas, Welcome};
 use mesh_state::report;
 use mesh_state::store::generation_of;
 use mesh_state::task::RegistryAuth;
@@ -97,6 +98,12 @@ pub(super) struct Session {
     /// Whether the node's agent takes the managers' addresses, and what it was sent of them.
     takes_managers: bool,
     told_managers: proto::Managers,
+    /// The digest of the CA that signed the certificate with which the node opened the session.
+    issuer: String,
+    /// Whether the node's agent takes the CAs to trust, and what it was told of them.
+    takes_cas: bool,
+    told_cas: Option<TrustedCas>,
+    told_cas_at: Instant,
     unacknowledged: Unacknowledged,
     /// Since when the node sends messages and has its engine; `None` while it is silent.
     heard_since: Option<Timestamp>,
@@ -111,6 +118,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(
         node: NodeId,
+        issuer: String,
         shared: &SessionContext,
         outgoing: mpsc::Sender<Result<ControlMessage, Status>>,
         token: Arc<CancellationToken>,
@@ -141,6 +149,10 @@ impl Session {
             told_keys: None,
             takes_managers: false,
             told_managers: proto::Managers::default(),
+            issuer,
+            takes_cas: false,
+            told_cas: None,
+            told_cas_at: Instant::now(),
             unacknowledged: Unacknowledged::default(),
             heard_since: None,
             engine_away: false,
@@ -208,12 +220,13 @@ impl Session {
             Ok(Err(status)) => return Err(SessionEnd::Broken(Box::new(status))),
             Err(_) => return Err(SessionEnd::Protocol("no hello came in time")),
         };
-        let Some(Up::Hello(Hello { description_json, address, table_generation, takes_managers })) =
-            message.body
-        else {
+        let Some(Up::Hello(hello)) = message.body else {
             return Err(SessionEnd::Protocol("the first message must be a hello"));
         };
-        let description = report::read_description(&description_json)?;
+        let Hello { description_json, address, table_generation, takes_managers, takes_cas } = hello;
+        let described = report::read_description(&description_json)?;
+        // What the connection proves counts, not what the node says.
+        let description = NodeDescription { certificate_issuer: self.issuer.clone(), ..described };
         let address: Ipv4Addr = address
             .parse()
             .map_err(|_| SessionEnd::Protocol("the address in the hello is no IPv4 address"))?;
@@ -232,6 +245,7 @@ impl Session {
         self.had_generation = table_generation;
         self.takes_cookies = description.takes_cookies;
         self.takes_managers = takes_managers;
+        self.takes_cas = takes_cas;
         self.last_heard = Instant::now();
         let node = self.node.clone();
         self.reports.leave(|mailbox| mailbox.put_description(node, description, IpAddr::V4(address)));
@@ -261,6 +275,7 @@ impl Session {
         }
         self.send_member_keys(&snapshot).await?;
         self.send_managers(&snapshot).await?;
+        self.send_trusted_cas(&snapshot).await?;
         let sealer = Arc::clone(&self.sealer);
         let open = |sealed: &Sealed| match sealer.open(REGISTRY_AUTH, sealed) {
             Ok(opened) => Some(RegistryAuth(String::from_utf8_lossy(&opened).into_owned())),

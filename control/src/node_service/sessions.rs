@@ -40,6 +40,7 @@ use super::membership::Admission;
 use super::session::Session;
 use super::session_context::SessionContext;
 use crate::ca;
+use crate::ca::root::issuer_of;
 use crate::feed::clocks::Peer;
 
 /// Messages queued for a slow node.
@@ -99,15 +100,17 @@ impl Sessions {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a session of `node`; the receiver yields the session's messages for the node.
+    /// Opens a session of `node`, whose certificate the CA `issuer` signed; the receiver yields the
+    /// session's messages for the node.
     fn open(
         shared: &Arc<Self>,
         node: NodeId,
+        issuer: String,
         incoming: Streaming<AgentMessage>,
     ) -> mpsc::Receiver<Result<ControlMessage, Status>> {
         let place = Place::take(Arc::clone(shared), node.clone());
         let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
-        let session = Session::new(node, &shared.context, outgoing, Arc::clone(&place.token));
+        let session = Session::new(node, issuer, &shared.context, outgoing, Arc::clone(&place.token));
         shared.tracker.spawn(async move {
             let was_heard = session.run(incoming).await;
             place.leave(was_heard);
@@ -210,7 +213,8 @@ impl NodeService for SessionService {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let node = self.member(&request).await?;
         self.0.count_opened(&node)?;
-        let messages = Sessions::open(&self.0, node, request.into_inner());
+        let issuer = self.issuer(&request);
+        let messages = Sessions::open(&self.0, node, issuer, request.into_inner());
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 
@@ -266,6 +270,16 @@ impl NodeService for SessionService {
 }
 
 impl SessionService {
+    /// The digest of the CA that signed the caller's certificate. TLS has verified that it is one
+    /// of those that were trusted then; empty if it no longer is.
+    fn issuer<T>(&self, request: &Request<T>) -> String {
+        let certificates = request.peer_certs();
+        let leaf = certificates.as_ref().and_then(|chain| chain.first());
+        let trust = self.1.trust();
+        let issuer = leaf.and_then(|leaf| issuer_of(&trust.roots, leaf));
+        issuer.unwrap_or_default().to_owned()
+    }
+
     /// The id of the member that calls, from its certificate.
     async fn member<T: Sync>(&self, request: &Request<T>) -> Result<NodeId, Status> {
         let certificates = request.peer_certs();
@@ -315,6 +329,7 @@ mod tests {
             clocks: Arc::default(),
             logs: Arc::default(),
             at_rest: watch::channel(i64::MAX).1,
+            certificate_life_min: ca::MEMBER_LIFE_MIN,
             stopping: CancellationToken::new(),
             orders: None,
         };

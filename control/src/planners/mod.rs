@@ -22,6 +22,7 @@
 //! Left to others: committing ([`crate::plan`] says how) and waking.
 
 pub mod addresses;
+pub mod ca_rotation;
 pub mod enforcer;
 pub mod global;
 pub mod jobs;
@@ -59,6 +60,7 @@ pub const ORDER: &[Planner] = &[
     Planner { name: "networks", plan: networks::plan },
     Planner { name: "liveness", plan: liveness::plan },
     Planner { name: "member_keys", plan: member_keys::plan },
+    Planner { name: "ca_rotation", plan: ca_rotation::plan },
     Planner { name: "enforcer", plan: enforcer::plan },
     Planner { name: "restart", plan: restart::plan },
     Planner { name: "replicated", plan: replicated::plan },

@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::Timestamp;
+use crate::ca::{CaRotation, ManagerCas};
 use crate::ids::{ClusterId, NodeId};
 use crate::node::OwnPort;
 use crate::spec::Labels;
@@ -90,6 +91,17 @@ pub struct Cluster {
     /// The key with which managers wrap their key files, sealed; `None` without autolock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unlock_key: Option<Sealed>,
+    /// The replacement of the CA, while it is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_rotation: Option<CaRotation>,
+    /// A number that clients raise to have the CA replaced (`docker swarm ca --rotate`).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub force_rotate: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A manager: in `/managers/{name}` while it is alive, and in `/leader` while it leads, bound to
@@ -119,6 +131,10 @@ pub struct Manager {
     /// Whether it sends its nodes the secrets that members share, and their changes.
     #[serde(default)]
     pub tells_member_keys: bool,
+    /// The CAs that it trusts and serves with; `None` from managers that can't replace theirs. In
+    /// `/managers/{name}` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cas: Option<ManagerCas>,
 }
 
 /// A manager's place in the etcd that managers run, whether or not it is alive. It is written when

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod spec;
 
 pub mod attachment;
+pub mod ca;
 pub mod cluster;
 pub mod dependency;
 pub mod lb;

@@ -134,6 +134,12 @@ pub struct NodeDescription {
     /// Where it takes packets of encrypted networks; absent if it can't.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption: Option<EncryptionEnd>,
+    /// The digest of the CA that signed its certificate. Its manager reads it off the connection.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub certificate_issuer: String,
+    /// The digests of the CAs that it trusts; none from agents that don't say it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trusts: Vec<String>,
     /// Address and port of the manager on this node, if it runs one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manager_address: Option<String>,

@@ -13,6 +13,7 @@ use mesh_admission::figures::report::{
 use mesh_admission::text::clip;
 use thiserror::Error;
 
+use crate::ca::TRUSTED_MAX;
 use crate::node::{NodeDescription, PortClash};
 use crate::task::TaskStatus;
 
@@ -79,6 +80,10 @@ pub fn read_description(json: &str) -> Result<NodeDescription, ReportError> {
     check_bytes("the hostname", description.hostname.len(), HOSTNAME_BYTES)?;
     if let Some(end) = &description.encryption {
         check_bytes("the node's public key", end.public_key.len(), WORD_BYTES)?;
+    }
+    check_entries("the list of trusted CAs", description.trusts.len(), TRUSTED_MAX)?;
+    for digest in &description.trusts {
+        check_bytes("a CA's digest", digest.len(), WORD_BYTES)?;
     }
     Ok(description)
 }

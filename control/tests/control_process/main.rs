@@ -4,6 +4,7 @@
 
 mod admission;
 mod autolock;
+mod ca_rotation;
 mod delivery;
 mod emptied;
 mod leaving;

@@ -8,13 +8,12 @@ use mesh_control::seal::Sealer;
 use mesh_state::cluster::Cluster;
 use mesh_state::fixtures::EtcdProcess;
 use mesh_state::node::NodeRole;
+use mesh_state::proto::RenewExpiredRequest;
 use mesh_state::proto::membership_client::MembershipClient;
-use mesh_state::proto::node_service_client::NodeServiceClient;
-use mesh_state::proto::{RenewExpiredRequest, RenewRequest};
 use mesh_state::store::{Op, Store as _};
 use mesh_state::{codec, keys};
 use rcgen::{CertificateParams, KeyPair};
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+use tonic::transport::{Certificate, ClientTlsConfig};
 use tonic::{Code, Status};
 
 use crate::support::control_process::{Manager, ca_pem};
@@ -22,18 +21,6 @@ use crate::support::node::{Member, Session, connect, join};
 
 fn request(key: &KeyPair) -> String {
     CertificateParams::default().serialize_request(key).unwrap().pem().unwrap()
-}
-
-/// Renews over mutual TLS, with a new key.
-async fn renew(manager: &Manager, member: &Member) -> Result<Member, Status> {
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(&member.ca_pem))
-        .identity(Identity::from_pem(&member.certificate_pem, &member.key_pem));
-    let key = KeyPair::generate().unwrap();
-    let mut client = NodeServiceClient::new(connect(manager.nodes, tls).await?);
-    let answer = client.renew(RenewRequest { csr_pem: request(&key) }).await?.into_inner();
-    let certificate_pem = answer.certificate_pem;
-    Ok(Member { key_pem: key.serialize_pem(), certificate_pem, ..member.clone() })
 }
 
 /// Renews without mutual TLS, with a request that is signed with `key`.
@@ -50,7 +37,7 @@ async fn a_member_renews_its_certificate_and_an_expired_one_for_a_while() {
     let etcd = EtcdProcess::start().await.unwrap();
     let manager = Manager::start("m1", &etcd, None).await;
     let member = join(manager.nodes, &manager.join_token(), &ca_pem(&etcd).await, "node-1").await.unwrap();
-    let renewed = renew(&manager, &member).await.unwrap();
+    let renewed = member.renew(manager.nodes).await.unwrap();
     assert_ne!(renewed.certificate_pem, member.certificate_pem);
     drop(Session::open(manager.nodes, &renewed, 0).await.unwrap());
 

@@ -289,7 +289,6 @@ async fn refusals_are_shown_with_their_reason() {
         ("swarm leave", "You are attempting to leave the swarm"),
         ("swarm unlock-key", "no unlock key is set"),
         ("swarm unlock-key --rotate", "cannot rotate because autolock is not turned on"),
-        ("swarm ca --rotate --detach", "rotating the CA is not supported by mesh yet"),
         ("secret inspect x", "secret x not found"),
     ] {
         let seen = docker.refused(command).await;

@@ -12,6 +12,7 @@ use chrono::Utc;
 use http_body_util::BodyExt as _;
 use mesh_control::api;
 use mesh_control::bootstrap::open_cluster;
+use mesh_control::ca::MEMBER_LIFE_MIN;
 use mesh_control::context::ApiContext;
 use mesh_control::feed::snapshot::ClusterSnapshot;
 use mesh_control::feed::watch;
@@ -98,6 +99,7 @@ impl Cluster {
             clocks: Arc::default(),
             logs: Arc::default(),
             at_rest: tokio::sync::watch::channel(i64::MAX).1,
+            certificate_life_min: MEMBER_LIFE_MIN,
             stopping: shutdown.clone(),
             orders: None,
         };

@@ -10,6 +10,7 @@ mod orchestra;
 
 mod cli;
 mod http;
+mod http_ca;
 mod http_dependencies;
 mod http_failures;
 mod http_fidelity;

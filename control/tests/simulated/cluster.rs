@@ -18,6 +18,7 @@ use mesh_control::node_service::mesh_table::Table;
 use mesh_control::node_service::recorder::{Recorder, Reports};
 use mesh_control::planners;
 use mesh_control::pool::WantedPool;
+use mesh_state::ca::ManagerCas;
 use mesh_state::ids::{NodeId, ServiceId};
 use mesh_state::network::{Network, NetworkSpec};
 use mesh_state::node::{Node as NodeRecord, NodeDescription, NodeSpec, NodeState};
@@ -60,8 +61,14 @@ impl Manager {
             tells_member_keys: true,
             ..mesh_state::cluster::Manager::default()
         };
-        let (candidate, leadership) =
-            Candidate::new(Arc::clone(&shared), feed.clone(), record, watch::channel(None).1, Arc::default());
+        let (candidate, leadership) = Candidate::new(
+            Arc::clone(&shared),
+            feed.clone(),
+            record,
+            watch::channel(None).1,
+            watch::channel(ManagerCas::default()).1,
+            Arc::default(),
+        );
         let driver = Driver {
             store: Arc::clone(&shared),
             feed: feed.clone(),

@@ -13,6 +13,7 @@ use mesh_state::node::{EncryptionEnd, NodeDescription, OwnPort};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::control_link::identity::Identity;
 use crate::task::description::{EngineFacts, describe};
 use crate::task::runtime::Runtime;
 use mesh_runtime::error_chain;
@@ -38,6 +39,9 @@ pub(super) struct DescriptionFollower {
     /// host's.
     pub(super) without_network: watch::Receiver<Option<String>>,
     pub(super) overlaps: watch::Receiver<Option<String>>,
+    /// The node's certificate: managers learn of one of another CA, or of other trusted CAs, by a
+    /// new session.
+    pub(super) identity: watch::Receiver<Identity>,
 }
 
 impl DescriptionFollower {
@@ -58,13 +62,14 @@ impl DescriptionFollower {
     async fn keep(&mut self, description: &watch::Sender<NodeDescription>, mut answered: bool) {
         loop {
             let pause = sleep(if answered { REFRESH_INTERVAL } else { RETRY_INTERVAL });
-            let unfit_changed = tokio::select! {
+            let own_changed = tokio::select! {
                 () = pause => false,
                 Ok(()) = self.without_network.changed() => true,
                 Ok(()) = self.overlaps.changed() => true,
+                Ok(()) = self.identity.changed() => true,
             };
             let mut facts = None;
-            if !unfit_changed {
+            if !own_changed {
                 facts = self.ask().await;
                 answered = facts.is_some();
             }
@@ -72,7 +77,7 @@ impl DescriptionFollower {
                 let newest = match &facts {
                     Some(facts) => self.description(facts),
                     // The engine is down: its last answer still describes the machine.
-                    None => NodeDescription { unfit: self.unfit_words(), ..current.clone() },
+                    None => self.with_own(current.clone()),
                 };
                 let changed = *current != newest;
                 *current = newest;
@@ -106,9 +111,19 @@ impl DescriptionFollower {
             knows_encryption: true,
             encryption: self.encryption.clone(),
             manager_address: self.manager.map(|manager| manager.to_string()),
-            unfit: self.unfit_words(),
             own_ports: self.own_ports.clone(),
-            ..describe(&self.name, facts)
+            ..self.with_own(describe(&self.name, facts))
+        }
+    }
+
+    /// A description with what this agent knows without its engine.
+    fn with_own(&self, description: NodeDescription) -> NodeDescription {
+        let identity = self.identity.borrow();
+        NodeDescription {
+            unfit: self.unfit_words(),
+            certificate_issuer: identity.issuer().ok().flatten().unwrap_or_default(),
+            trusts: identity.trusts(),
+            ..description
         }
     }
 }

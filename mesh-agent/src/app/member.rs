@@ -141,6 +141,7 @@ fn first_facts(config: &Config, datapath_name: &str, fallback: Option<Fallback>)
         fallback: fallback.map(|fallback| fallback.cause),
         role: String::new(),
         certificate_until: None,
+        certificate_renewals: 0,
     }
 }
 

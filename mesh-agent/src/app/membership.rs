@@ -26,6 +26,7 @@ use crate::control_link::join::Newcomer;
 use crate::control_link::managers::Managers;
 use crate::control_link::place::Place;
 use crate::control_link::renewal::Renewal;
+use crate::control_link::trusted_cas::ToldCas;
 use crate::control_link::{Link, LinkChannels, join_any};
 use crate::datapath::Datapath;
 use crate::docker_api::{Attachments, ManagerRole, Promotion, Promotions, keep_attachments};
@@ -159,6 +160,9 @@ impl Membership {
         });
 
         let engine_away = start_engine_watch(components, Arc::clone(&engine) as Arc<dyn Runtime>);
+        let (managers, place) = keep_managers(components, &self.config).await?;
+        let (trusted_cas, told) = watch::channel(None);
+        let identity = keep_renewed(components, &self.config, managers.clone(), told, (identity, self.node));
         let described = DescriptionFollower {
             name: self.config.name.clone(),
             kernel: self.config.kernel.clone(),
@@ -169,6 +173,7 @@ impl Membership {
             engine: Arc::<DockerEngine>::clone(&engine),
             without_network,
             overlaps,
+            identity: identity.clone(),
         };
         let channels = LinkChannels {
             description: described.follow(components).await,
@@ -179,6 +184,7 @@ impl Membership {
             clashes: self.proxy.clashes(),
             host_networks,
             relay_keys: self.state.relay_keys,
+            trusted_cas,
             connected: self.state.connected,
             expelled: self.state.expelled,
             expulsion_grace: EXPULSION_GRACE,
@@ -186,8 +192,6 @@ impl Membership {
             logs: engine,
             engine_away,
         };
-        let (managers, place) = keep_managers(components, &self.config).await?;
-        let identity = keep_renewed(components, &self.config, managers.clone(), (identity, self.node));
         let roles = (managers.clone(), identity.clone());
         start_manager_role(components, &self.config, &place, roles, self.shown.1)?;
         let attaching = (Attacher::new(managers.clone(), identity.clone()), networks, views);
@@ -275,11 +279,12 @@ fn keep_renewed(
     components: &Components,
     config: &Config,
     managers: Managers,
+    told: watch::Receiver<Option<ToldCas>>,
     (identity, facts): (Identity, watch::Sender<NodeFacts>),
 ) -> watch::Receiver<Identity> {
     let stop = components.stopping();
     let (identity, renewed) = watch::channel(identity);
-    let renewal = Renewal { managers, data_dir: config.data_dir.clone(), identity };
+    let renewal = Renewal { managers, data_dir: config.data_dir.clone(), identity, told };
     let stopped = stop.clone();
     components.spawn("certificate", async move { Ok(renewal.run(stopped).await?) });
     components.spawn("certificate's facts", tell_facts(renewed.clone(), facts, stop.clone()));
@@ -319,14 +324,18 @@ async fn tell_facts(
     facts: watch::Sender<NodeFacts>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let mut present = identity.borrow().certificate_pem.clone();
     loop {
-        let (role, (_, until)) = {
+        let (role, (_, until), is_renewed) = {
             let identity = identity.borrow_and_update();
-            (identity.role()?, identity.validity()?)
+            let is_renewed = identity.certificate_pem != present;
+            present.clone_from(&identity.certificate_pem);
+            (identity.role()?, identity.validity()?, is_renewed)
         };
         facts.send_modify(|facts| {
             facts.role = role;
             facts.certificate_until = Some(until);
+            facts.certificate_renewals += u64::from(is_renewed);
         });
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),

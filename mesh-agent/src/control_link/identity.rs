@@ -27,7 +27,8 @@ pub struct Identity {
     pub key_pem: String,
     /// The node's certificate as a member, PEM.
     pub certificate_pem: String,
-    /// The cluster's CA, PEM.
+    /// The CAs that managers' servers may have, PEM: the cluster's, and others while it is
+    /// replaced.
     pub ca_pem: String,
 }
 

@@ -23,6 +23,7 @@ pub mod place;
 pub mod relay_keys;
 pub mod renewal;
 pub mod token;
+pub mod trusted_cas;
 
 mod channel;
 mod end_reports;
@@ -61,6 +62,7 @@ use relay_keys::{RelayKey, RelayKeys};
 use session::{Session, SessionError};
 use standing::Standing;
 use token::JoinToken;
+use trusted_cas::ToldCas;
 
 use crate::lb::loads::Loads;
 use crate::task::logs::LogSource;
@@ -90,6 +92,8 @@ pub struct LinkChannels {
     pub host_networks: watch::Receiver<Option<Vec<Ipv4Net>>>,
     /// The relay keys, which only the link writes.
     pub relay_keys: watch::Sender<RelayKeys>,
+    /// The CAs that a manager told last; [`renewal`] takes them.
+    pub trusted_cas: watch::Sender<Option<ToldCas>>,
     /// Loads of backends: this node's own go up to managers, others' come down.
     pub loads: Arc<Loads>,
     /// The source of tasks' logs.
@@ -246,6 +250,7 @@ impl Link {
             address: view.address.to_string(),
             table_generation: if applied == view.generation { applied } else { 0 },
             takes_managers: true,
+            takes_cas: true,
         })
     }
 

@@ -14,7 +14,7 @@ use chrono::Utc;
 use mesh_state::Timestamp;
 use mesh_state::proto::membership_client::MembershipClient;
 use mesh_state::proto::node_service_client::NodeServiceClient;
-use mesh_state::proto::{RenewExpiredRequest, RenewRequest, RenewResponse};
+use mesh_state::proto::{RenewExpiredRequest, RenewRequest, RenewResponse, TrustedCas};
 use mesh_state::renewal;
 use rand::seq::SliceRandom;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::channel;
 use super::identity::{Identity, IdentityError};
 use super::managers::Managers;
+use super::trusted_cas::ToldCas;
 use mesh_runtime::backoff::Backoff;
 use mesh_runtime::error_chain;
 
@@ -69,8 +70,8 @@ enum RenewalError {
         /// The manager's address.
         manager: SocketAddr,
     },
-    /// The answer isn't a certificate of this node for its key.
-    #[error("manager {manager} sent a certificate that is not for this node's key")]
+    /// The answer isn't a certificate of this node for its key, of a CA that it trusts.
+    #[error("manager {manager} sent a certificate that is not for this node's key, or not of a trusted CA")]
     OtherKey {
         /// The manager's address.
         manager: SocketAddr,
@@ -85,29 +86,59 @@ pub struct Renewal {
     pub data_dir: PathBuf,
     /// The current identity, which only this component writes.
     pub identity: watch::Sender<Identity>,
+    /// What managers told of their CAs last.
+    pub told: watch::Receiver<Option<ToldCas>>,
 }
 
 impl Renewal {
-    /// Renews the certificate whenever it is due, until `shutdown`.
+    /// Renews the certificate whenever it is due or a manager says so, and trusts the CAs that
+    /// managers tell, until `shutdown`.
     ///
     /// # Errors
     /// The current certificate can't be parsed.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), IdentityError> {
+        let mut told = self.told.clone();
         loop {
             let (since, until) = self.identity.borrow().validity()?;
             let due = renewal::moment(since, until, &mut rand::rng());
             tracing::debug!(%until, %due, "this node's certificate");
-            let is_time = async {
-                tokio::select! {
-                    () = reached(due) => {}
-                    () = self.other_role() => tracing::info!("this node's role has changed: its certificate follows"),
+            let told = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = reached(due) => None,
+                () = self.other_role() => {
+                    tracing::info!("this node's role has changed: its certificate follows");
+                    None
                 }
+                told = next_told(&mut told) => Some(told),
             };
-            if shutdown.run_until_cancelled(is_time).await.is_none() {
-                return Ok(());
+            match told {
+                Some(ToldCas { ca_pem, renew: false }) => self.trust(ca_pem),
+                _ => {
+                    if shutdown.run_until_cancelled(self.renew()).await.is_none() {
+                        return Ok(());
+                    }
+                }
             }
-            if shutdown.run_until_cancelled(self.renew()).await.is_none() {
-                return Ok(());
+        }
+    }
+
+    /// Trusts these CAs from now on. If they can't be stored, the next session tells them again.
+    fn trust(&self, ca_pem: String) {
+        let present = self.identity.borrow().clone();
+        if present.ca_pem == ca_pem {
+            return;
+        }
+        let fresh = Identity { ca_pem, ..present };
+        let trusts = fresh.trusts();
+        // Managers let nodes renew first, so these would shut the node out.
+        if !matches!(fresh.issuer(), Ok(Some(_))) {
+            tracing::warn!(?trusts, "a manager told CAs of which none signed this node's certificate");
+            return;
+        }
+        match self.keep(fresh) {
+            Ok(_) => tracing::info!(?trusts, "the cluster's CAs changed"),
+            Err(error) => {
+                tracing::error!(error = %error_chain(&error), "can't store the cluster's CAs on disk");
             }
         }
     }
@@ -156,6 +187,18 @@ impl Renewal {
     }
 }
 
+/// The next CAs that a manager tells; waits for ever once none can.
+async fn next_told(told: &mut watch::Receiver<Option<ToldCas>>) -> ToldCas {
+    loop {
+        if told.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if let Some(told) = told.borrow_and_update().clone() {
+            return told;
+        }
+    }
+}
+
 /// Waits until the clock shows `moment`, even if the clock is set meanwhile.
 async fn reached(moment: Timestamp) {
     while Utc::now() < moment {
@@ -183,10 +226,12 @@ async fn ask(manager: SocketAddr, identity: &Identity) -> Result<Identity, Renew
         answer.map_err(|status| RenewalError::Refused { manager, status: Box::new(status) })
     };
     let answer = tokio::time::timeout(DEADLINE, exchange).await;
-    let RenewResponse { certificate_pem } =
+    let RenewResponse { certificate_pem, ca_pem } =
         answer.map_err(|_| RenewalError::Deadline { manager })??.into_inner();
     let fresh = Identity { key_pem: key.serialize_pem(), certificate_pem, ..identity.clone() };
-    if !fresh.is_for(&key.subject_public_key_info())? {
+    let told = ToldCas::read(TrustedCas { ca_pem, renew: false });
+    let fresh = told.map_or_else(|| fresh.clone(), |told| Identity { ca_pem: told.ca_pem, ..fresh.clone() });
+    if !fresh.is_for(&key.subject_public_key_info())? || fresh.issuer()?.is_none() {
         return Err(RenewalError::OtherKey { manager });
     }
     Ok(fresh)

@@ -229,6 +229,7 @@ impl<'a> Session<'a> {
                 self.link.hear_managers(&managers);
                 Ok(())
             }
+            Some(Down::TrustedCas(told)) => self.link.take_cas(told),
             Some(Down::MemberKeys(keys)) => Ok(self.link.take_member_keys(&keys)?),
             Some(Down::StatusAck(ack)) => {
                 let mut numbers = ack.numbers.iter().copied();

@@ -131,6 +131,8 @@ families! {
     CONTROL_CONNECTED = GAUGE "mesh_control_connected", "Whether the stream to a manager is up.";
     /// certificate
     CERTIFICATE_LEFT = GAUGE "mesh_certificate_seconds_left", "Seconds until the certificate expires; negative once it has.";
+    /// certificate
+    CERTIFICATE_RENEWALS = COUNTER "mesh_certificate_renewals_total", "How often the certificate was renewed.";
     /// collector
     COLLECTOR_SUCCESS = GAUGE "mesh_collector_success", "Whether the collector could read its source in this scrape.";
     /// collector

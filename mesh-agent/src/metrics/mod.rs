@@ -47,6 +47,8 @@ pub struct NodeFacts {
     pub role: String,
     /// When the node's certificate expires.
     pub certificate_until: Option<Timestamp>,
+    /// How often its certificate was renewed since the agent started.
+    pub certificate_renewals: u64,
     /// The kernel's release.
     pub kernel: String,
     /// The data path in use.

@@ -42,6 +42,7 @@ pub(super) fn add_node(samples: &mut Samples, seen: &Observation<'_>) {
     if let Some(until) = seen.node.certificate_until {
         let label = [("certificate", "node")];
         samples.add(&names::CERTIFICATE_LEFT, &label, (until - seen.now).as_seconds_f64());
+        samples.add(&names::CERTIFICATE_RENEWALS, &label, number(seen.node.certificate_renewals));
     }
     for collector in seen.collectors {
         let label = [("collector", collector.name)];

@@ -203,15 +203,12 @@ fn render(kernel: Option<&StatsSnapshot>, backends: MetricsBackends) -> String {
     rendered(kernel, backends, &BTreeSet::new())
 }
 
-fn rendered(
-    kernel: Option<&StatsSnapshot>,
-    backends: MetricsBackends,
-    ejected: &BTreeSet<BackendId>,
-) -> String {
+fn rendered(kernel: Option<&StatsSnapshot>, backends: MetricsBackends, out: &BTreeSet<BackendId>) -> String {
     let node = NodeFacts {
         hostname: "n1".into(),
         role: "worker".into(),
         certificate_until: mesh_state::Timestamp::from_timestamp(1_800_000_090, 0),
+        certificate_renewals: 3,
         kernel: "6.18.0".into(),
         datapath: "tc".into(),
         fallback: kernel.is_none().then_some("attach"),
@@ -226,7 +223,7 @@ fn rendered(
         is_proxy_kept: kernel.is_some(),
         kernel,
         loads: &BTreeMap::new(),
-        ejected,
+        ejected: out,
         policy_changes: &BTreeMap::from([(ServiceId::from("s"), 4)]),
         backends,
         collectors: &[Reading { name: "datapath", success: true, duration: Duration::from_millis(2) }],
@@ -247,6 +244,7 @@ fn figures_of_programs_and_proxy_are_added() {
         &text,
         &[
             r#"mesh_certificate_seconds_left{certificate="node"} 90"#,
+            r#"mesh_certificate_renewals_total{certificate="node"} 3"#,
             r#"mesh_frontend_connections_total{service="web",port="80",protocol="tcp"} 15"#,
             r#"mesh_frontend_bytes_total{service="web",port="80",protocol="tcp",direction="reply"} 4000"#,
             r#"mesh_frontend_unassigned_total{service="web",port="80",protocol="tcp",reason="no_backend"} 3"#,

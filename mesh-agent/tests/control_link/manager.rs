@@ -93,7 +93,7 @@ impl Ca {
     fn renewed(&self, csr_pem: &str) -> Result<Response<proto::RenewResponse>, Status> {
         let signed = self.sign(csr_pem, -60, 90 * 24 * 3600);
         let certificate_pem = signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        Ok(Response::new(proto::RenewResponse { certificate_pem }))
+        Ok(Response::new(proto::RenewResponse { certificate_pem, ca_pem: String::new() }))
     }
 
     pub(crate) fn server_tls(&self) -> ServerTlsConfig {
@@ -324,6 +324,7 @@ pub(crate) fn start_link(managers: Vec<SocketAddr>, identity: Identity) -> Agent
         clashes: clashes_receiver,
         host_networks: host_networks_receiver,
         relay_keys: keys_sender,
+        trusted_cas: watch::Sender::new(None),
         engine_away: watch::channel(false).1,
         connected: connected_sender,
         expelled: expelled_sender,

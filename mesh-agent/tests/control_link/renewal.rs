@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mesh_agent::control_link::identity::Identity;
 use mesh_agent::control_link::renewal::Renewal;
+use mesh_agent::control_link::trusted_cas::ToldCas;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ async fn renewed(since: i64, until: i64) -> (Identity, Identity) {
         managers: vec![dead, manager.address].into(),
         data_dir: directory.path().to_owned(),
         identity: sender,
+        told: watch::channel(None).1,
     };
     let running = tokio::spawn(renewal.run(shutdown.clone()));
     let changed = timeout(SOON, identity.changed()).await;
@@ -63,10 +65,47 @@ async fn a_young_certificate_is_left_alone() {
         managers: vec![manager.address].into(),
         data_dir: directory.path().to_owned(),
         identity: sender,
+        told: watch::channel(None).1,
     };
     let running = tokio::spawn(renewal.run(shutdown.clone()));
     let wait = timeout(std::time::Duration::from_millis(300), identity.changed()).await;
     assert!(wait.is_err(), "a young certificate was renewed");
+    shutdown.cancel();
+    running.await.expect("it ends").expect("without an error");
+}
+
+#[tokio::test]
+async fn what_managers_tell_of_their_cas_is_trusted_and_renewed_for() {
+    let (ca, other) = (Arc::new(make_ca()), make_ca());
+    let manager = serve(&ca).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let old = ca.member(-DAY, 89 * DAY);
+    let (sender, mut identity) = watch::channel(old.clone());
+    let (tell, told) = watch::channel(None);
+    let shutdown = CancellationToken::new();
+    let renewal = Renewal {
+        managers: vec![manager.address].into(),
+        data_dir: directory.path().to_owned(),
+        identity: sender,
+        told,
+    };
+    let running = tokio::spawn(renewal.run(shutdown.clone()));
+    let both = format!("{}{}", ca.pem, other.pem);
+    tell.send_replace(Some(ToldCas { ca_pem: both.clone(), renew: false }));
+    timeout(SOON, identity.changed()).await.expect("they are trusted").expect("renewal goes on");
+    let trusting = identity.borrow_and_update().clone();
+    assert_eq!(trusting, Identity { ca_pem: both.clone(), ..old.clone() });
+    assert_eq!(Identity::load(directory.path()).expect("it is read"), Some(trusting));
+
+    // The other CA alone would shut this node out: its certificate is not of that one.
+    tell.send_replace(Some(ToldCas { ca_pem: other.pem.clone(), renew: false }));
+    let wait = timeout(std::time::Duration::from_millis(300), identity.changed()).await;
+    assert!(wait.is_err(), "a CA was taken that did not sign this node's certificate");
+
+    tell.send_replace(Some(ToldCas { ca_pem: both.clone(), renew: true }));
+    timeout(SOON, identity.changed()).await.expect("it is renewed").expect("renewal goes on");
+    let new = identity.borrow().clone();
+    assert!(new.certificate_pem != old.certificate_pem && new.ca_pem == both, "told to renew");
     shutdown.cancel();
     running.await.expect("it ends").expect("without an error");
 }

@@ -164,6 +164,7 @@ fn control(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
         .flag("--socket", node.control_socket())
         .flag("--log", "info")
         .switch("--debug-faults")
+        .switch("--debug-short-certificates")
 }
 
 fn agent(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {

@@ -32,7 +32,7 @@ const FLOORS: &[&[&str]] = &[
     &["config", "feed", "handover", "own_node", "vault", "waiting"],
     &["logs", "slots"],
     &["context", "planners"],
-    &["at_rest"],
+    &["at_rest", "trust"],
     &["bootstrap", "leader", "node_service"],
     &["metrics"],
     &["api"],

@@ -194,6 +194,6 @@ fn describe(snapshot: &ClusterSnapshot, node: &StoredNode) -> Description {
                 .map(|(kind, name)| Plugin { r#type: kind.clone(), name: name.clone() })
                 .collect(),
         },
-        tls_info: snapshot.cluster.as_ref().map(|cluster| TlsInfo::of_ca(&cluster.ca_certificate_pem)),
+        tls_info: snapshot.cluster.as_ref().map(|cluster| TlsInfo::of_node(cluster, said)),
     }
 }

@@ -111,6 +111,13 @@ struct Dispatcher {
 #[serde(rename_all = "PascalCase")]
 struct CaConfig {
     node_cert_expiry: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    force_rotate: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -138,12 +145,15 @@ impl Cluster {
                 orchestration: Orchestration { task_history_retention_limit: stored.task_history_limit },
                 raft: RAFT,
                 dispatcher: Dispatcher { heartbeat_period: stored.heartbeat_period_ns },
-                ca_config: CaConfig { node_cert_expiry: stored.node_cert_expiry_ns },
+                ca_config: CaConfig {
+                    node_cert_expiry: stored.node_cert_expiry_ns,
+                    force_rotate: stored.force_rotate,
+                },
                 task_defaults: TaskDefaults {},
                 encryption_config: EncryptionConfig { auto_lock_managers: stored.unlock_key.is_some() },
             },
-            tls_info: TlsInfo::of_ca(&stored.ca_certificate_pem),
-            root_rotation_in_progress: false,
+            tls_info: TlsInfo::of_cluster(stored),
+            root_rotation_in_progress: stored.ca_rotation.is_some(),
             default_addr_pool: vec![stored.network_pool.to_string()],
             subnet_size: stored.network_prefix,
             data_path_port,

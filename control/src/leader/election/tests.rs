@@ -29,8 +29,14 @@ fn manager_at(address: &str, name: &str, store: &MemoryStore) -> Running {
     tokio::spawn(follower.follow(Arc::clone(&shared), shutdown.clone()));
     let manager = Manager { name: name.to_owned(), address: address.to_owned(), ..Manager::default() };
     let (node, clocks) = (watch::Sender::new(None), Arc::<Clocks>::default());
-    let (candidate, leadership) =
-        Candidate::new(shared, feed.clone(), manager, node.subscribe(), Arc::clone(&clocks));
+    let (candidate, leadership) = Candidate::new(
+        shared,
+        feed.clone(),
+        manager,
+        node.subscribe(),
+        watch::channel(ManagerCas::default()).1,
+        Arc::clone(&clocks),
+    );
     let end = tokio::spawn(candidate.run(shutdown.clone()));
     Running { leadership, feed, shutdown, node, clocks, end }
 }

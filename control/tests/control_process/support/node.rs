@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use mesh_control::ca::token::certificate_digest;
 use mesh_state::node::NodeDescription;
 use mesh_state::proto::agent_message::Body as Up;
 use mesh_state::proto::control_message::Body as Down;
@@ -12,6 +13,8 @@ use mesh_state::proto::node_service_client::NodeServiceClient;
 use mesh_state::proto::{self, AgentMessage, ControlMessage, Heartbeat, Hello, JoinRequest};
 use mesh_state::task::{Assignment, ContainerStatus, TaskState, TaskStatus};
 use rcgen::{CertificateParams, KeyPair};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -26,6 +29,27 @@ pub(crate) struct Member {
     pub(crate) key_pem: String,
     pub(crate) certificate_pem: String,
     pub(crate) ca_pem: String,
+}
+
+impl Member {
+    /// The digests of the CAs that it trusts.
+    pub(crate) fn trusts(&self) -> Vec<String> {
+        let certificates = CertificateDer::pem_slice_iter(self.ca_pem.as_bytes());
+        certificates.map(|der| certificate_digest(&der.unwrap())).collect()
+    }
+
+    /// Renews its certificate over mutual TLS, with a new key.
+    pub(crate) async fn renew(&self, manager: SocketAddr) -> Result<Self, Status> {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&self.ca_pem))
+            .identity(Identity::from_pem(&self.certificate_pem, &self.key_pem));
+        let key = KeyPair::generate().unwrap();
+        let csr_pem = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+        let mut client = NodeServiceClient::new(connect(manager, tls).await?);
+        let answer = client.renew(proto::RenewRequest { csr_pem }).await?.into_inner();
+        let proto::RenewResponse { certificate_pem, ca_pem } = answer;
+        Ok(Self { id: self.id.clone(), key_pem: key.serialize_pem(), certificate_pem, ca_pem })
+    }
 }
 
 pub(crate) async fn connect(manager: SocketAddr, tls: ClientTlsConfig) -> Result<Channel, Status> {
@@ -109,6 +133,8 @@ pub(crate) struct Session {
     pub(crate) acknowledged: Vec<String>,
     /// The managers that were told last.
     pub(crate) managers: Vec<String>,
+    /// The CAs to trust that were told last.
+    pub(crate) cas: Option<proto::TrustedCas>,
     pub(crate) welcome: proto::Welcome,
 }
 
@@ -130,12 +156,17 @@ impl Session {
             .identity(Identity::from_pem(&member.certificate_pem, &member.key_pem));
         let mut client = NodeServiceClient::new(connect(manager, tls).await?);
         let (up, messages) = mpsc::channel(64);
-        let description = NodeDescription { hostname: "fake".to_owned(), ..NodeDescription::default() };
+        let description = NodeDescription {
+            hostname: "fake".to_owned(),
+            trusts: member.trusts(),
+            ..NodeDescription::default()
+        };
         let hello = Hello {
             description_json: serde_json::to_string(&description).unwrap(),
             address: address_of(member).to_string(),
             table_generation,
             takes_managers: true,
+            takes_cas: true,
         };
         up.send(AgentMessage { body: Some(Up::Hello(hello)) }).await.unwrap();
         let mut down = client.session(ReceiverStream::new(messages)).await?.into_inner();
@@ -162,6 +193,7 @@ impl Session {
             logs_wanted,
             acknowledged,
             managers: Vec::new(),
+            cas: None,
             welcome,
         })
     }
@@ -207,6 +239,7 @@ impl Session {
                 Down::LogsWanted(wanted) => self.logs_wanted.push(wanted),
                 Down::MemberKeys(_) => panic!("keys for an agent that doesn't say that it knows them"),
                 Down::Managers(told) => self.managers = told.addresses,
+                Down::TrustedCas(told) => self.cas = Some(told),
                 Down::StatusAck(ack) => self.acknowledged.extend(ack.task_ids),
             }
         }

@@ -1,5 +1,6 @@
 //! `cargo xtask soak NAME`: tests that take too long for the test run, each in a lab of its own.
 
+mod certificates;
 mod clocks;
 mod forged_tunnel;
 mod install;
@@ -30,6 +31,9 @@ enum Soak {
     /// Set clocks forward by 200 days under traffic: certificates must be renewed, no node may go
     /// down, no request may fail (needs root)
     Clocks(clocks::ClocksArgs),
+    /// Renew certificates of two minutes and replace the CA, under requests and calls of every
+    /// manager's API: none may fail (needs root)
+    Certificates(certificates::CertificatesArgs),
     /// Update, scale and drain a service under connections to its virtual IP from every node, and
     /// kill the control plane: none may fail, none may be cut (needs root)
     VirtualIps(virtual_ips::VirtualIpsArgs),
@@ -45,6 +49,7 @@ pub fn run(args: &SoakArgs) -> Result<()> {
         Soak::Install(args) => install::run(args),
         Soak::Listeners(args) => listeners::run(args),
         Soak::Clocks(args) => clocks::run(args),
+        Soak::Certificates(args) => certificates::run(args),
         Soak::VirtualIps(args) => virtual_ips::run(args),
     }
 }
