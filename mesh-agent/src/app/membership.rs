@@ -11,6 +11,8 @@ use anyhow::Context;
 use arc_swap::ArcSwapOption;
 use ipnet::Ipv4Net;
 use mesh_runtime::Components;
+use mesh_state::ids::TaskId;
+use mesh_state::task::TaskStatus;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +29,7 @@ use crate::control_link::managers::Managers;
 use crate::control_link::place::Place;
 use crate::control_link::renewal::Renewal;
 use crate::control_link::trusted_cas::ToldCas;
-use crate::control_link::{Link, LinkChannels, join_any};
+use crate::control_link::{AssignmentChange, Link, LinkChannels, join_any};
 use crate::datapath::Datapath;
 use crate::docker_api::{Attachments, ManagerRole, Promotion, Promotions, keep_attachments};
 use crate::enrolment::address::MANAGER_PORT;
@@ -153,11 +155,7 @@ impl Membership {
             unfit: unfit_sender,
             cache: TaskCache::open(self.config.task_cache()).context("open the cache of tasks")?,
         };
-        let stop = shutdown.clone();
-        components.spawn("task worker", async move {
-            worker::run(deps, assignments, status_sender, stop).await;
-            Ok(())
-        });
+        start_worker(components, deps, assignments, status_sender);
 
         let engine_away = start_engine_watch(components, Arc::clone(&engine) as Arc<dyn Runtime>);
         let (managers, place) = keep_managers(components, &self.config).await?;
@@ -199,6 +197,20 @@ impl Membership {
         start_link(components, Link::new(managers, identity, channels));
         Ok(())
     }
+}
+
+/// Starts bringing the node's tasks to the state that managers assign.
+fn start_worker(
+    components: &Components,
+    deps: worker::WorkerDeps,
+    assignments: mpsc::Receiver<AssignmentChange>,
+    statuses: mpsc::Sender<(TaskId, TaskStatus)>,
+) {
+    let stop = components.stopping().clone();
+    components.spawn("task worker", async move {
+        worker::run(deps, assignments, statuses, stop).await;
+        Ok(())
+    });
 }
 
 /// Starts keeping sessions with managers.
