@@ -1,6 +1,7 @@
 //! `cargo xtask soak NAME`: tests that take too long for the test run, each in a lab of its own.
 
 mod certificates;
+mod churn;
 mod clocks;
 mod forged_tunnel;
 mod install;
@@ -12,13 +13,20 @@ use clap::{Args, Subcommand};
 
 /// Arguments of `cargo xtask soak`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct SoakArgs {
     #[command(subcommand)]
-    soak: Soak,
+    soak: Option<Soak>,
+    /// Without a name: churn
+    #[command(flatten)]
+    churn: churn::ChurnArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Soak {
+    /// Scale, update, drain, let services and a node come and go under steady load: no connection
+    /// may fail; memory, descriptors and etcd must not grow (needs root)
+    Churn(churn::ChurnArgs),
     /// Forge tunnel packets from a client, with all VNIs and random cookies, beside requests: none
     /// may reach a task (needs root)
     ForgedTunnel(forged_tunnel::ForgedTunnelArgs),
@@ -44,7 +52,8 @@ enum Soak {
 /// # Errors
 /// A check failed.
 pub fn run(args: &SoakArgs) -> Result<()> {
-    match &args.soak {
+    match args.soak.as_ref().unwrap_or(&Soak::Churn(args.churn.clone())) {
+        Soak::Churn(args) => churn::run(args),
         Soak::ForgedTunnel(args) => forged_tunnel::run(args),
         Soak::Install(args) => install::run(args),
         Soak::Listeners(args) => listeners::run(args),
