@@ -5,9 +5,10 @@
 //! available.
 
 use std::net::SocketAddrV4;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use mesh_lab::artifacts::{self, Binaries};
 use mesh_lab::client::http;
 use mesh_lab::cluster::{Cluster, Docker, eventually};
@@ -29,7 +30,7 @@ fn a_cluster_is_made_by_two_commands() -> Result<()> {
     let mut lab = Lab::up(&layout, &options, &binaries)?;
     let cluster = Cluster::open(layout.clone())?;
     is_refused_where_no_manager_is(&cluster)
-        .and_then(|()| is_made(&cluster))
+        .and_then(|()| is_made(&cluster, &binaries))
         .and_then(|()| serves(&cluster))
         .and_then(|()| etcd_serves_nobody_else(&lab))
         .and_then(|()| outlives_its_parts(&mut lab, &cluster, &binaries))
@@ -59,7 +60,16 @@ fn is_refused_where_no_manager_is(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn is_made(cluster: &Cluster) -> Result<()> {
+/// Runs `mesh` with a node's socket, and returns what it says.
+fn mesh(cluster: &Cluster, binaries: &Binaries, node: &str, words: &[&str]) -> Result<String> {
+    let host = &cluster.node(node)?.mesh_host;
+    let output =
+        Command::new(binaries.mesh()).args(["--host", host]).args(words).output().context("start mesh")?;
+    ensure!(output.status.success(), "mesh {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn is_made(cluster: &Cluster, binaries: &Binaries) -> Result<()> {
     let first = docker(cluster, "node-1")?;
     let words =
         ["swarm", "init", "--default-addr-pool", "10.200.0.0/16", "--default-addr-pool-mask-length", "26"];
@@ -69,10 +79,14 @@ fn is_made(cluster: &Cluster) -> Result<()> {
     let join = join.with_context(|| format!("no command to join in: {said}"))?;
     ensure!(join.ends_with("10.77.0.11:2377"), "the command: {join}");
     let words: Vec<&str> = join.split_whitespace().skip(1).collect();
-    for node in ["node-2", "node-4"] {
-        let joined = docker(cluster, node)?.run(&words)?;
-        ensure!(joined.trim() == "This node joined a swarm as a worker.", "docker swarm join said: {joined}");
-    }
+    let joined = docker(cluster, "node-2")?.run(&words)?;
+    ensure!(joined.trim() == "This node joined a swarm as a worker.", "docker swarm join said: {joined}");
+    let [.., "--token", token, manager] = words[..] else { bail!("the command: {join}") };
+    // The ports of this machine, which the check looks at, are not the lab's.
+    let joined = mesh(cluster, binaries, "node-4", &["join", "--skip-check", "--token", token, manager])?;
+    ensure!(joined.starts_with("This node joined the cluster as a worker."), "mesh join said: {joined}");
+    let again = mesh(cluster, binaries, "node-4", &["up"]);
+    ensure!(again.is_err(), "mesh up of a member said: {again:?}");
     let nodes = first.run(&["node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}}"])?;
     ensure!(nodes.lines().any(|row| row == "node-1 Ready Leader"), "nodes: {nodes}");
     let info = first.run(&["info"])?;

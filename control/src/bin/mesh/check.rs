@@ -20,6 +20,8 @@ use crate::client::{Client, ClientError, Host};
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 /// Metrics that are read at once.
 const SCRAPES_AT_ONCE: usize = 32;
+/// The cure of a check that panics.
+const FAULT: &str = "report this as a fault of mesh";
 /// The ports of metrics where no setting says another.
 const AGENT_METRICS: u16 = 9464;
 const MANAGER_METRICS: u16 = 9465;
@@ -85,8 +87,7 @@ async fn look(client: &Client, scope: Scope) -> Vec<Finding> {
     let (expected, machine) = match tokio::task::spawn_blocking(move || machine(scope.machine)).await {
         Ok(found) => found,
         Err(error) => {
-            let cure = "report this as a fault of mesh";
-            return vec![Finding::error("check.itself", format!("the check broke off: {error}"), cure)];
+            return vec![Finding::error("check.itself", format!("the check broke off: {error}"), FAULT)];
         }
     };
     findings.extend(machine);
@@ -107,6 +108,14 @@ async fn look(client: &Client, scope: Scope) -> Vec<Finding> {
         findings.extend(cluster(client, info).await);
     }
     findings
+}
+
+/// What is found on this machine, as by `mesh check --pre`.
+pub(crate) async fn machine_only() -> Vec<Finding> {
+    match tokio::task::spawn_blocking(|| machine(true)).await {
+        Ok((_, findings)) => findings,
+        Err(error) => vec![Finding::error("check.itself", format!("the check broke off: {error}"), FAULT)],
+    }
 }
 
 /// What is expected of this machine and, if it is `wanted`, what was found on it. Blocks.

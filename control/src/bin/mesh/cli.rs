@@ -45,6 +45,31 @@ pub(crate) enum Output {
 /// What one call of `mesh` does.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Check this machine, make a cluster with it as the first manager, and print what to do next.
+    /// The same as `docker swarm init` beside that.
+    Up {
+        /// Address or interface by which other nodes reach this one; needed if it has several.
+        #[arg(long, value_name = "ADDRESS|INTERFACE")]
+        advertise_addr: Option<String>,
+        /// Don't check the machine first.
+        #[arg(long)]
+        skip_check: bool,
+    },
+    /// Check this machine, and let it join a cluster. The same as `docker swarm join` beside that.
+    Join {
+        /// The cluster's token, from `mesh token worker` or `mesh token manager` on a manager.
+        #[arg(long)]
+        token: String,
+        /// A manager's address; its port is 2377 if it has none.
+        #[arg(value_name = "MANAGER[:PORT]")]
+        manager: String,
+        /// Address or interface by which other nodes reach this one; needed if it has several.
+        #[arg(long, value_name = "ADDRESS|INTERFACE")]
+        advertise_addr: Option<String>,
+        /// Don't check the machine first.
+        #[arg(long)]
+        skip_check: bool,
+    },
     /// Show or set how new connections are spread over a service's tasks.
     Policy {
         /// Get or set.

@@ -10,6 +10,7 @@ mod cli;
 mod client;
 mod context;
 mod etcd_certificates;
+mod membership;
 mod policy;
 mod service;
 mod status;
@@ -55,6 +56,13 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
         }
         // Its exit code depends on what it finds.
         Command::Check(_) => Ok(String::new()),
+        Command::Up { advertise_addr, skip_check } => {
+            membership::up(&client, advertise_addr.as_deref(), *skip_check, cli.output).await
+        }
+        Command::Join { token, manager, advertise_addr, skip_check } => {
+            let towards = (token.as_str(), manager.as_str());
+            membership::join(&client, towards, advertise_addr.as_deref(), *skip_check, cli.output).await
+        }
         Command::Status => status::show(&client, cli.output).await,
         Command::EtcdCertificates { out, days, members } => etcd_certificates::make(out, *days, members),
         Command::Context { make_current } => context::set_up(&cli.host, *make_current),
