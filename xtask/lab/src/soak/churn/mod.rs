@@ -1,5 +1,5 @@
-//! Services, tasks and nodes come and go for a long time under steady load: no connection fails, and
-//! memory, descriptors and the store don't grow.
+//! Services, tasks and nodes come and go for a long time under steady load: no connection fails,
+//! and memory, descriptors and the store don't grow.
 
 mod acts;
 mod figures;
