@@ -149,7 +149,14 @@ impl Composer {
         let mut info = self.engine.read_json(body, ANSWER_BYTES_MAX).await?;
         let swarm = match section {
             Ok(section) => section,
-            Err(ApiError::NotAManager) => self.local_section(self.enrolment().state().as_str(), ""),
+            Err(ApiError::NotAManager) => {
+                let state = self.enrolment().state();
+                let away = match ApiError::NotAManager.on_node(state, &self.promotions().borrow()) {
+                    error @ ApiError::ManagerAway => error.to_string(),
+                    _ => String::new(),
+                };
+                self.local_section(state.as_str(), &away)
+            }
             Err(error) => self.local_section("error", &error.to_string()),
         };
         if let Some(fields) = info.as_object_mut() {

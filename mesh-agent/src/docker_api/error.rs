@@ -13,6 +13,7 @@ use thiserror::Error;
 use tonic::Code;
 
 use super::Body;
+use super::promotion::Promotion;
 use crate::control_link::attach::AttachError;
 use crate::enrolment::{EnrolmentError, LocalState};
 use crate::task::networks::keeper::NetworkError;
@@ -24,6 +25,11 @@ pub(super) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Worker
 /// Swarm's answer to a swarm call on a node that is in no cluster.
 const NO_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to \
                         swarm and try again.";
+
+/// The answer to a swarm call on a manager whose mesh-control doesn't run. A worker's answer would send
+/// an operator to promote a node that is a manager already.
+const MANAGER_AWAY: &str = "This node is a swarm manager, but its mesh-control doesn't run, or has only begun to start. Ask another \
+                            manager meanwhile; systemctl status mesh-control and its journal on this node say why.";
 
 /// The upstreams of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +46,9 @@ pub(super) enum ApiError {
     /// No manager runs on this node.
     #[error("{NOT_A_MANAGER}")]
     NotAManager,
+    /// The node is a manager, and its mesh-control doesn't answer.
+    #[error("{MANAGER_AWAY}")]
+    ManagerAway,
     /// The node is in no cluster.
     #[error("{NO_SWARM}")]
     NoSwarm,
@@ -190,17 +199,23 @@ impl Peer {
 }
 
 impl ApiError {
-    /// Replaces a worker's answer by that of a node in no cluster, if this node is in none.
-    pub(super) fn on_node(self, state: LocalState) -> Self {
+    /// Replaces a worker's answer by that of a node in no cluster, if this node is in none, or by
+    /// that of a manager that doesn't serve, if this node is one.
+    pub(super) fn on_node(self, state: LocalState, promotion: &Promotion) -> Self {
         match self {
             Self::NotAManager | Self::NetworkOnWorker if state != LocalState::Active => Self::NoSwarm,
+            Self::NotAManager | Self::NetworkOnWorker
+                if matches!(promotion, Promotion::Manager | Promotion::Becoming) =>
+            {
+                Self::ManagerAway
+            }
             error => error,
         }
     }
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::NotAManager | Self::NoSwarm | Self::NoInit | Self::NotJoined(_) => {
+            Self::NotAManager | Self::ManagerAway | Self::NoSwarm | Self::NoInit | Self::NotJoined(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Founding { status, .. } => *status,
@@ -281,5 +296,15 @@ mod tests {
         assert!(
             ApiError::NotAManager.to_string().starts_with("This node is not a swarm manager. Worker nodes")
         );
+    }
+    #[test]
+    fn who_answers_for_the_swarm_depends_on_the_node() {
+        let said = |state, promotion| ApiError::NotAManager.on_node(state, &promotion).to_string();
+        let worker = said(LocalState::Active, Promotion::Settled);
+        assert_eq!(worker, NOT_A_MANAGER);
+        for promotion in [Promotion::Manager, Promotion::Becoming] {
+            assert_eq!(said(LocalState::Active, promotion.clone()), MANAGER_AWAY, "{promotion:?}");
+            assert_eq!(said(LocalState::Inactive, promotion), NO_SWARM);
+        }
     }
 }

@@ -138,8 +138,12 @@ impl ManagerRole {
                 }
             }
             Present::Nobody if is_manager => {
-                self.say(Promotion::Settled);
+                self.say(Promotion::Manager);
                 Err(ApiError::NoInit)
+            }
+            Present::Runs if is_manager => {
+                self.say(Promotion::Manager);
+                Ok(())
             }
             Present::Nobody | Present::Waits | Present::Runs => {
                 self.say(Promotion::Settled);
@@ -152,7 +156,7 @@ impl ManagerRole {
         let offer = match call(manager, CONTROL_TIMEOUT, Method::POST, OFFER_PATH, None).await {
             // One that was killed left its socket behind.
             Err(ApiError::NotAManager) => {
-                self.say(Promotion::Settled);
+                self.say(Promotion::Manager);
                 return Err(ApiError::NoInit);
             }
             offer => offer?,
@@ -183,7 +187,7 @@ impl ManagerRole {
         self.say(Promotion::Becoming);
         call(manager, JOINING_LIMIT, Method::POST, JOIN_PATH, Some(&joining)).await?;
         info!("the manager on this node is one of its cluster now");
-        self.say(Promotion::Settled);
+        self.say(Promotion::Manager);
         Ok(())
     }
 

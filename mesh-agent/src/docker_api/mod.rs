@@ -168,7 +168,9 @@ impl Shared {
         };
         let answered = self.route(request, &path).await;
         let state = self.composer.enrolment().state();
-        answered.unwrap_or_else(|error: ApiError| error.on_node(state).into_response())
+        answered.unwrap_or_else(|error: ApiError| {
+            error.on_node(state, &self.composer.promotions().borrow()).into_response()
+        })
     }
 
     async fn route(

@@ -10,6 +10,8 @@ pub enum Promotion {
     /// There is nothing to wait for.
     #[default]
     Settled,
+    /// The node is a manager: mesh-control serves the cluster here, or should.
+    Manager,
     /// It is about to become a manager.
     Becoming,
     /// It was refused, for this reason.

@@ -205,6 +205,8 @@ fn gets_more_managers(cluster: &Cluster) -> Result<()> {
 /// The leader and its etcd are killed: the others act, and it comes back.
 fn outlives_its_leader(lab: &mut Lab, cluster: &Cluster, binaries: &Binaries) -> Result<()> {
     lab.kill("node-1", Part::One(Component::Control))?;
+    let away = docker(cluster, "node-1")?.refused(&["node", "ls"])?;
+    ensure!(away.message.contains("its mesh-control doesn't run"), "{away:?}");
     let second = docker(cluster, "node-2")?;
     eventually("another manager to act", PATIENCE, || {
         second.run(&["service", "scale", "--detach", "web=4"]).map(drop)
