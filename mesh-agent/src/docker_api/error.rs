@@ -26,8 +26,8 @@ pub(super) const NOT_A_MANAGER: &str = "This node is not a swarm manager. Worker
 const NO_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to \
                         swarm and try again.";
 
-/// The answer to a swarm call on a manager whose mesh-control doesn't run. A worker's answer would send
-/// an operator to promote a node that is a manager already.
+/// The answer to a swarm call on a manager whose mesh-control doesn't run. A worker's answer would
+/// send an operator to promote a node that is a manager already.
 const MANAGER_AWAY: &str = "This node is a swarm manager, but its mesh-control doesn't run, or has only begun to start. Ask another \
                             manager meanwhile; systemctl status mesh-control and its journal on this node say why.";
 
