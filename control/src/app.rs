@@ -5,6 +5,7 @@
 //! [`mesh_runtime`], so one that panics or ends too early ends the process with an error, and its
 //! supervisor restarts it.
 
+mod desk;
 mod init_desk;
 mod managed;
 mod nodes;

@@ -32,7 +32,7 @@ pub(crate) enum Wish<'a> {
     Keep,
     /// A new one, made by this manager.
     Fresh,
-    /// This one.
+    /// The one that the operator gives.
     Given {
         /// Its certificate, PEM.
         certificate_pem: &'a str,

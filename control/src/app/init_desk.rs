@@ -4,9 +4,7 @@
 //! Invariants: only the socket's owner, root, can call; the client is answered once the cluster
 //! serves, or can't be had; the key to which a place is sealed is this process's alone.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -14,26 +12,20 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::HeaderValue;
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use mesh_runtime::error_chain;
 use mesh_state::api_paths::{INIT_PATH, JOIN_PATH, NO_CLUSTER_HEADER, OFFER_PATH};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
-use tracing::debug;
 
+use super::desk::{Desk, serve_until};
 use crate::founding::Founding;
 use crate::handover::{BOX_BYTES_MAX, Handover, OfferKey};
 
 /// The most bytes of the call's body.
 const BODY_BYTES_MAX: usize = 2 * BOX_BYTES_MAX;
-/// The deadline of an answer that founds a cluster, and the rest of a connection's life.
-const CONNECTION_DEADLINE: Duration = Duration::from_mins(2);
-/// The pause after a failed `accept`.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Takes the outcome: what the client gets, or why there is no cluster.
 pub(super) type Outcome = oneshot::Sender<Result<Value, String>>;
@@ -57,7 +49,7 @@ pub(super) struct Beginning {
 }
 
 /// What the answers need.
-struct Desk {
+struct InitDesk {
     asks: mpsc::Sender<(Beginning, Outcome)>,
     name: String,
     offer: OfferKey,
@@ -65,38 +57,14 @@ struct Desk {
 
 /// Serves `listener` until a client gives the manager `name` a cluster.
 pub(super) async fn wait(listener: &UnixListener, name: &str) -> (Beginning, Outcome) {
-    let (asks, mut asked) = mpsc::channel(1);
-    let desk = Arc::new(Desk { asks, name: name.to_owned(), offer: OfferKey::generate() });
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(tokio::spawn(serve(stream, Arc::clone(&desk)))),
-                Err(error) => {
-                    debug!(error = error_chain(&error), "can't accept a client");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(ask) = asked.recv() => return ask,
-        }
-    }
+    let (asks, asked) = mpsc::channel(1);
+    let desk = InitDesk { asks, name: name.to_owned(), offer: OfferKey::generate() };
+    serve_until(listener, desk, asked).await
 }
 
-async fn serve(stream: UnixStream, desk: Arc<Desk>) {
-    let service = service_fn(move |request| {
-        let desk = Arc::clone(&desk);
-        async move { Ok::<_, Infallible>(desk.answer(request).await) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_DEADLINE, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(error = error_chain(&error), "can't answer a client"),
-        Err(_) => debug!("a client of the control socket takes too long"),
-    }
-}
+impl Desk for InitDesk {
+    const CONNECTION_DEADLINE: Duration = Duration::from_mins(2);
 
-impl Desk {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         match (&method, path.as_str()) {
@@ -118,7 +86,9 @@ impl Desk {
             }
         }
     }
+}
 
+impl InitDesk {
     /// What a client gives this manager, checked.
     async fn beginning(&self, path: &str, request: Request<Incoming>) -> Result<Beginning, String> {
         let body = Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await;

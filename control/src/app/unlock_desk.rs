@@ -3,24 +3,22 @@
 //! Invariants: only the socket's owner, root, can call; everything but `_ping`, `info` and `unlock`
 //! is refused in Swarm's words; the client with the right key is answered once the manager serves.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use mesh_state::api_paths::LOCKED;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, warn};
+use tracing::warn;
 use zeroize::Zeroizing;
 
+use super::desk::{Desk, serve_until};
 use crate::api::unversioned;
 use crate::seal::key_file::WrappedKey;
 use crate::seal::unlock_key::UnlockKey;
@@ -36,10 +34,6 @@ const WRONG_KEY: &str = "swarm could not be unlocked: invalid key provided";
 const BODY_BYTES_MAX: usize = 4 << 10;
 /// How long the client with the right key waits for the manager to serve, as in Swarm.
 const SERVING_LIMIT: Duration = Duration::from_secs(20);
-/// The rest of a connection's life.
-const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
-/// The pause after a failed `accept`.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The right key came.
 pub(super) struct Unlocked {
@@ -57,7 +51,7 @@ struct UnlockBody {
 }
 
 /// What a locked manager answers with.
-struct Desk {
+struct UnlockDesk {
     wrapped: Arc<WrappedKey>,
     /// The id of this manager's node; empty if it isn't known.
     node: String,
@@ -66,38 +60,14 @@ struct Desk {
 
 /// Serves `listener` until a client gives the key that opens `wrapped`.
 pub(super) async fn wait(listener: &UnixListener, wrapped: Arc<WrappedKey>, node: String) -> Unlocked {
-    let (unlocks, mut unlocked) = mpsc::channel(1);
-    let desk = Arc::new(Desk { wrapped, node, unlocks });
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(tokio::spawn(serve(stream, Arc::clone(&desk)))),
-                Err(error) => {
-                    debug!(error = mesh_runtime::error_chain(&error), "can't accept a client");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(unlocked) = unlocked.recv() => return unlocked,
-        }
-    }
+    let (unlocks, unlocked) = mpsc::channel(1);
+    let desk = UnlockDesk { wrapped, node, unlocks };
+    serve_until(listener, desk, unlocked).await
 }
 
-async fn serve(stream: UnixStream, desk: Arc<Desk>) {
-    let service = service_fn(move |request| {
-        let desk = Arc::clone(&desk);
-        async move { Ok::<_, Infallible>(desk.answer(request).await) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_DEADLINE, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(error = mesh_runtime::error_chain(&error), "can't answer a client"),
-        Err(_) => debug!("a client of the control socket takes too long"),
-    }
-}
+impl Desk for UnlockDesk {
+    const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
 
-impl Desk {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let force = request.uri().query().unwrap_or_default().split('&').any(|part| part == "force=1");
         match (request.method(), unversioned(request.uri().path())) {
@@ -114,7 +84,9 @@ impl Desk {
             _ => refusal(StatusCode::SERVICE_UNAVAILABLE, REFUSAL),
         }
     }
+}
 
+impl UnlockDesk {
     fn info(&self) -> Value {
         let swarm = json!({
             "NodeID": self.node, "NodeAddr": "", "LocalNodeState": LOCKED, "ControlAvailable": false,

@@ -42,7 +42,7 @@ enum MembersError {
 
 /// Keeps the members of etcd.
 pub struct Members {
-    /// etcd itself.
+    /// The client of the etcd whose members are kept.
     pub etcd: Arc<EtcdStore>,
     /// The cluster's state in it.
     pub store: Arc<dyn Store>,

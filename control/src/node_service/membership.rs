@@ -49,7 +49,7 @@ pub struct Admission {
     pub rates: JoinRates,
     /// The etcd that this manager runs; `None` with an etcd of the operator's.
     pub own_etcd: Option<OwnEtcd>,
-    /// Counts certificates.
+    /// Counts the certificates that this manager issues.
     pub issued: Issued,
 }
 

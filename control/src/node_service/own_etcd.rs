@@ -8,7 +8,7 @@ use mesh_state::store::EtcdStore;
 /// The etcd that this manager runs.
 #[derive(Clone)]
 pub struct OwnEtcd {
-    /// etcd itself.
+    /// The client of that etcd.
     pub etcd: Arc<EtcdStore>,
     /// The directory of its CA.
     pub pki: PathBuf,

@@ -63,7 +63,7 @@ pub struct RenewingServer {
     pub sessions: Arc<Sessions>,
     /// Set at each new certificate.
     pub expiry: ServerExpiry,
-    /// Counts certificates.
+    /// Counts the certificates that this manager issues.
     pub issued: Issued,
     /// Tracks servers that still have connections.
     pub tracker: TaskTracker,

@@ -63,7 +63,7 @@ pub enum Condition {
     KnownConnection,
     /// It comes from this machine.
     Loopback,
-    /// Nobody's packet.
+    /// A match that no packet meets.
     Never,
     /// Something that this module doesn't know.
     Unknown,
