@@ -64,7 +64,18 @@ pub(crate) enum InstanceError {
 /// The lock of a data directory, held until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Instance {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Instance {
+    /// Unlocks before the file is closed. A child that another thread has just forked holds a copy
+    /// of the descriptor until it executes its program, and the kernel keeps the lock as long as
+    /// any copy is open (flock(2)).
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "unlock the data directory");
+        }
+    }
 }
 
 impl Instance {
@@ -91,7 +102,7 @@ impl Instance {
             writeln!(file, "{}", std::process::id())
         };
         write(&mut file).map_err(broken)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 
     /// Takes the lock of `directory`, and first ends the agent that has it. There is none to take,
@@ -154,6 +165,17 @@ mod tests {
         assert!(refused.contains(&format!("process {}", std::process::id())), "{refused}");
         drop(first);
         drop(Instance::take(directory.path()).expect("it is free again"));
+    }
+
+    #[test]
+    fn a_copy_of_the_descriptor_does_not_keep_the_lock() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let first = Instance::take(directory.path()).expect("nobody has it");
+        // What a fork in another thread makes.
+        let copy = first.file.try_clone().expect("a copy");
+        drop(first);
+        drop(Instance::take(directory.path()).expect("it is free although a copy is open"));
+        drop(copy);
     }
 
     #[test]
