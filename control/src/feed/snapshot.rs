@@ -209,12 +209,13 @@ impl ClusterSnapshot {
         self.touched.last(node)
     }
 
-    /// The oldest mesh-table generation that the nodes which are heard have acknowledged; the
-    /// highest revision if no node is heard. Computed once per snapshot.
+    /// The oldest mesh-table generation that the nodes which aren't down have acknowledged; the
+    /// highest revision if all are down. A silent node counts: its agent may be restarting while
+    /// its data plane forwards by the last table. Computed once per snapshot.
     pub fn acked_by_all(&self) -> i64 {
         *self.acked_by_all.get_or_init(|| {
-            let heard = self.nodes.keys().filter(|node| self.node_state(node) == NodeState::Ready);
-            let acked = heard.map(|node| {
+            let up = self.nodes.keys().filter(|node| self.node_state(node) != NodeState::Down);
+            let acked = up.map(|node| {
                 let acked = self.acks.get(node).map(|ack| i64::try_from(ack.value).unwrap_or(i64::MAX));
                 acked.unwrap_or(i64::MIN)
             });

@@ -2,7 +2,7 @@
 //! live flows have a while to end.
 //!
 //! Invariants: pure; a task that no mesh table ever held has nothing to announce; a node that is
-//! not heard is not waited for.
+//! down is not waited for, one that is silent is.
 //!
 //! Left to others: counting live flows and stopping the container (the task's agent), and what the
 //! table says ([`crate::node_service::mesh_table`]).
@@ -35,7 +35,7 @@ pub fn of(snapshot: &ClusterSnapshot, task: &Stored<Task>) -> Drain {
     }
 }
 
-/// Whether every node that is heard has acknowledged a mesh table in which the task gets no new
+/// Whether every node that isn't down has acknowledged a mesh table in which the task gets no new
 /// flows.
 fn is_announced(snapshot: &ClusterSnapshot, task: &Stored<Task>) -> bool {
     if task.desired_state <= TaskState::Running {
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_is_announced_once_every_heard_node_acknowledged_it() {
+    fn a_drain_is_announced_once_every_node_that_may_forward_acknowledged_it() {
         let mut world = world();
         let revision = u64::try_from(world.snapshot.tasks[&"t".into()].mod_revision).unwrap();
         assert!(!seen(&world).announced, "no node has acknowledged a table");
@@ -81,7 +81,9 @@ mod tests {
         world.put(keys::ack(&"b".into()), &(revision - 1));
         assert!(!seen(&world).announced, "b has an older table");
         world.set_liveness(&"b".into(), NodeState::Silent);
-        assert!(seen(&world).announced, "b is not heard");
+        assert!(!seen(&world).announced, "b's data plane may forward by its old table");
+        world.set_liveness(&"b".into(), NodeState::Down);
+        assert!(seen(&world).announced, "b is down");
         world.set_liveness(&"b".into(), NodeState::Ready);
         world.put(keys::ack(&"b".into()), &revision);
         assert!(seen(&world).announced);
