@@ -2,7 +2,9 @@
 //! summary of times.
 //!
 //! Cluster tests find their lab by its name in the environment ([`LAB_VAR`]); each datapath gets a
-//! lab of its own.
+//! lab of its own ([`cluster`]).
+
+mod cluster;
 
 use std::env;
 use std::time::{Duration, Instant};
@@ -19,29 +21,6 @@ use crate::{dist, kernels, lint, tidy};
 /// The environment variable with the name of the cluster tests' lab.
 pub const LAB_VAR: &str = "MESH_LAB";
 
-const CLUSTER_DATAPATHS: [&str; 3] = ["tc", "xdp", "userspace"];
-const LAB_NAME: &str = "test";
-/// Cluster tests that don't depend on the data path, and tests of applications: they run in the
-/// first lab only.
-const CONTROL_PLANE_TESTS: &[&str] = &[
-    "admission",
-    "applications",
-    "docker_cli",
-    "engine_away",
-    "etcd_access",
-    "interrupted_update",
-    "jobs",
-    "nodes",
-    "secrets",
-    "service_flags",
-    "service_logs",
-    "stacks",
-    "templates",
-    "update_failures",
-];
-/// Cluster tests for nodes on different data paths: they have a lab of their own, with the last
-/// node in userspace.
-const MIXED_TESTS: [&str; 1] = ["mixed"];
 /// The limit of one run of cargo's tests, builds included: far more than any needs, far less than a
 /// CI job waits.
 const TEST_LIMIT: Duration = Duration::from_mins(35);
@@ -150,7 +129,7 @@ impl GateStep {
             Self::Kernel => interface_tests(|package| package == "mesh-agent")?,
             Self::Kernels => kernels::check()?,
             Self::Lab => interface_tests(|package| LAB_TESTS.contains(&package))?,
-            Self::Cluster => return cluster(),
+            Self::Cluster => cluster::run(&test_targets(|package| package == "mesh-tests")?)?,
             Self::SwarmDiff => Nested::SwarmDiff.run(["swarm-diff"])?,
         }
         Ok(Outcome::Passed)
@@ -185,41 +164,6 @@ const LAB_TESTS: [&str; 2] = ["mesh-bench", "mesh-lab"];
 fn interface_tests(wanted: impl Fn(&str) -> bool) -> Result<()> {
     let names = test_targets(wanted)?;
     cargo_test(&names.iter().flat_map(|name| ["--test", name.as_str()]).collect::<Vec<_>>())
-}
-
-fn cluster() -> Result<Outcome> {
-    let names = test_targets(|package| package == "mesh-tests")?;
-    let is_in = |list: &[&str], name: &String| list.contains(&name.as_str());
-    for (number, datapath) in CLUSTER_DATAPATHS.into_iter().enumerate() {
-        println!("── cluster: {datapath}");
-        let names = names
-            .iter()
-            .filter(|name| !is_in(&MIXED_TESTS, name) && (number == 0 || !is_in(CONTROL_PLANE_TESTS, name)));
-        in_lab(&["--datapath", datapath], names).with_context(|| format!("datapath {datapath}"))?;
-    }
-    println!("── cluster: mixed");
-    let names = names.iter().filter(|name| is_in(&MIXED_TESTS, name));
-    in_lab(&["--datapath", "tc", "--node-datapath", "node-3=userspace"], names).context("a mixed cluster")?;
-    Ok(Outcome::Passed)
-}
-
-/// Runs cluster tests in a lab of their own, made with these options.
-fn in_lab<'a>(options: &[&str], names: impl Iterator<Item = &'a String>) -> Result<()> {
-    Nested::Lab.run(["lab", "--name", LAB_NAME, "up"].iter().chain(options))?;
-    if let Err(error) = cluster_tests(names) {
-        println!("the lab stays for inspection: cargo xtask lab --name {LAB_NAME} status");
-        return Err(error);
-    }
-    Nested::Lab.run(["lab", "--name", LAB_NAME, "down"])
-}
-
-/// One test at a time: they share the lab, and some break it.
-fn cluster_tests<'a>(names: impl Iterator<Item = &'a String>) -> Result<()> {
-    cargo(&["test", "--quiet", "--no-fail-fast", "--workspace", "--features", "mesh-tests/cluster"])
-        .args(names.flat_map(|name| ["--test", name]))
-        .args(["--", "--test-threads", "1", "--show-output"])
-        .env(LAB_VAR, LAB_NAME)
-        .run_shown_within(TEST_LIMIT)
 }
 
 /// Always with the whole workspace, and tests by name: for another selection of packages, cargo

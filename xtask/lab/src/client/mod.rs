@@ -7,5 +7,6 @@
 
 pub mod downloads;
 pub mod forged;
+pub mod held;
 pub mod http;
 pub mod load;

@@ -103,6 +103,31 @@ impl Fault {
         };
         Bound { own, others }
     }
+
+    /// Which connections that were open before it the fault may break.
+    pub(super) fn severs(self) -> Severed {
+        match self {
+            Self::NodeKilled
+            | Self::NodeCutOff
+            | Self::LeaderCutOff
+            | Self::UplinkDown
+            | Self::AddressLost => Severed::ThroughIt,
+            // Managers hear nothing of the node for longer than 15 s, so its tasks are replaced.
+            Self::AgentStopped => Severed::ToItsTasks,
+            _ => Severed::None,
+        }
+    }
+}
+
+/// Which connections that were open before a fault it may break.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Severed {
+    /// The fault leaves every connection its path.
+    None,
+    /// Those to tasks on the faulty node.
+    ToItsTasks,
+    /// Those to tasks on the faulty node, and those to its own address.
+    ThroughIt,
 }
 
 /// The connections that a fault may break.

@@ -18,6 +18,14 @@ pub(super) struct Seen {
     pub(super) tables: BTreeMap<String, BTreeMap<String, (usize, usize)>>,
     /// The task ids of programs that each node has pinned.
     pub(super) pins: BTreeMap<String, BTreeSet<String>>,
+    /// The ids of all tasks that managers list, those of the history too.
+    pub(super) listed: BTreeSet<String>,
+    /// The task ids of all containers that each node has, stopped ones too.
+    pub(super) kept: BTreeMap<String, BTreeSet<String>>,
+    /// The task ids whose secrets and configs lie on each node.
+    pub(super) files: BTreeMap<String, BTreeSet<String>>,
+    /// The addresses on networks of each running task.
+    pub(super) addresses: BTreeMap<String, Vec<String>>,
 }
 
 /// What a broken invariant is called in the table at the end.
@@ -31,7 +39,9 @@ pub(super) enum Invariant {
     Containers,
     /// Each node's table has as many backends as there are running tasks, all of them active.
     Tables,
-    /// Nothing is left of tasks that are gone.
+    /// Each running task has an address, and no two have the same.
+    Addresses,
+    /// Nothing is left of tasks that are gone: containers, programs, secrets.
     Leftovers,
     /// No connection was lost beyond the fault's bound.
     Connections,
@@ -39,8 +49,15 @@ pub(super) enum Invariant {
 
 impl Invariant {
     /// All of them, in the order of the table's columns.
-    pub(super) const ALL: [Self; 6] =
-        [Self::Desired, Self::Slots, Self::Containers, Self::Tables, Self::Leftovers, Self::Connections];
+    pub(super) const ALL: [Self; 7] = [
+        Self::Desired,
+        Self::Slots,
+        Self::Containers,
+        Self::Tables,
+        Self::Addresses,
+        Self::Leftovers,
+        Self::Connections,
+    ];
 
     /// The column's title.
     pub(super) fn title(self) -> &'static str {
@@ -49,6 +66,7 @@ impl Invariant {
             Self::Slots => "slots",
             Self::Containers => "containers",
             Self::Tables => "tables",
+            Self::Addresses => "addresses",
             Self::Leftovers => "leftovers",
             Self::Connections => "connections",
         }
@@ -101,11 +119,43 @@ pub(super) fn breaches(seen: &Seen, wanted: &BTreeMap<String, usize>) -> Vec<Bre
             }
         }
     }
-    for (node, pins) in &seen.pins {
-        for id in pins.iter().filter(|id| !tasks.contains(id)) {
-            found.push((Invariant::Leftovers, format!("{node} has a program pinned of task {id}")));
+    found.extend(address_breaches(seen));
+    found.extend(leftovers(seen, &tasks));
+    found
+}
+
+/// Tasks without an address, and addresses of several tasks; nothing if no task has an address, as
+/// where the data path has no networks.
+fn address_breaches(seen: &Seen) -> Vec<Breach> {
+    let mut found = Vec::new();
+    let mut holders: BTreeMap<&String, &String> = BTreeMap::new();
+    let any = seen.addresses.values().any(|addresses| !addresses.is_empty());
+    for (task, addresses) in seen.addresses.iter().filter(|_| any) {
+        if addresses.is_empty() {
+            found.push((Invariant::Addresses, format!("task {task} has no address")));
+        }
+        for address in addresses {
+            if let Some(other) = holders.insert(address, task) {
+                found.push((Invariant::Addresses, format!("{address} is of task {other} and of {task}")));
+            }
         }
     }
+    found
+}
+
+/// What nodes have of tasks that are gone; `running` has those that run.
+fn leftovers(seen: &Seen, running: &BTreeSet<&String>) -> Vec<Breach> {
+    let mut found = Vec::new();
+    let mut look = |what: &str, nodes: &BTreeMap<String, BTreeSet<String>>, known: &BTreeSet<&String>| {
+        for (node, ids) in nodes {
+            for id in ids.iter().filter(|id| !known.contains(id)) {
+                found.push((Invariant::Leftovers, format!("{node} has {what} of task {id}")));
+            }
+        }
+    };
+    look("a program pinned", &seen.pins, running);
+    look("files", &seen.files, running);
+    look("a container", &seen.kept, &seen.listed.iter().collect());
     found
 }
 
@@ -122,6 +172,10 @@ mod tests {
         (node.to_owned(), BTreeMap::from([("web".to_owned(), (active, others))]))
     }
 
+    fn address(task: &str, addresses: &[&str]) -> (String, Vec<String>) {
+        (task.to_owned(), addresses.iter().map(|address| (*address).to_owned()).collect())
+    }
+
     /// Two tasks of one service, one on each of two nodes, in both tables.
     fn good() -> (Seen, BTreeMap<String, usize>) {
         let each =
@@ -135,6 +189,10 @@ mod tests {
             containers: each(&["t1"], &["t2"]),
             tables: BTreeMap::from([table("a", 2, 0), table("b", 2, 0)]),
             pins: each(&["t1"], &[]),
+            listed: set(&["t0", "t1", "t2"]),
+            kept: each(&["t0", "t1"], &["t2"]),
+            files: each(&["t1"], &["t2"]),
+            addresses: BTreeMap::from([address("t1", &["10.0.1.3/24"]), address("t2", &["10.0.1.4/24"])]),
         };
         (seen, BTreeMap::from([("web".to_owned(), 2)]))
     }
@@ -152,7 +210,7 @@ mod tests {
     #[test]
     fn each_breach_is_found() {
         type Spoil = fn(&mut Seen);
-        let cases: [(Spoil, Invariant); 9] = [
+        let cases: [(Spoil, Invariant); 13] = [
             (|seen| drop(seen.statuses.insert("a".to_owned(), "Down".to_owned())), Invariant::Desired),
             (|seen| seen.late.push("web.3: Preparing".to_owned()), Invariant::Desired),
             (|seen| seen.running.get_mut("web").unwrap()[1].0 = "web.1".to_owned(), Invariant::Slots),
@@ -162,6 +220,10 @@ mod tests {
             (|seen| seen.tables.extend([table("b", 2, 1)]), Invariant::Tables),
             (|seen| drop(seen.pins.insert("b".to_owned(), set(&["t9"]))), Invariant::Leftovers),
             (|seen| drop(seen.running.get_mut("web").unwrap().pop()), Invariant::Desired),
+            (|seen| drop(seen.files.insert("a".to_owned(), set(&["t0"]))), Invariant::Leftovers),
+            (|seen| drop(seen.kept.insert("b".to_owned(), set(&["t2", "t9"]))), Invariant::Leftovers),
+            (|seen| seen.addresses.extend([address("t2", &[])]), Invariant::Addresses),
+            (|seen| seen.addresses.extend([address("t2", &["10.0.1.3/24"])]), Invariant::Addresses),
         ];
         for (index, (spoil, expected)) in cases.into_iter().enumerate() {
             let (mut seen, wanted) = good();

@@ -12,16 +12,17 @@ mod observe;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use mesh_checkout::setup;
 
-use self::fault::{Bound, Fault, Round, Span};
+use self::fault::{Bound, Fault, Round, Severed, Span};
 use self::invariants::{Breach, Invariant};
 use crate::artifacts::{self, Binaries};
+use crate::client::held::{Connection, Held};
 use crate::client::load::{LoadGenerator, Report};
 use crate::cluster::{Cluster, eventually};
 use crate::layout::{LabName, Layout};
@@ -36,6 +37,11 @@ const GLOBAL: &str = "each";
 const PORTS: [(&str, u16); 2] = [(REPLICATED, 8080), (GLOBAL, 8081)];
 /// New connections per second to each node, to its ports in turn.
 const RATE: u32 = 20;
+/// Connections to each node, to the service with a task on each, that stay open over a fault.
+const HELD: usize = 6;
+/// The overlay network and the secret that all tasks have.
+const NETWORK: &str = "faults";
+const SECRET: &str = "fault-secret";
 /// The deadline of an answer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// The time within which the cluster is as it should be after a fault.
@@ -104,18 +110,12 @@ type Outcomes = Vec<(Fault, Vec<Breach>)>;
 
 fn make_all(lab: &mut Lab, binaries: &Binaries, rounds: &[Round]) -> Result<Outcomes> {
     let cluster = Cluster::open(lab.layout().clone())?;
-    let docker = cluster.docker()?;
-    for (service, port) in PORTS {
-        let (publish, replicas) = (format!("{port}:80"), format!("--replicas={}", REPLICAS[0]));
-        let mode = if service == GLOBAL { "--mode=global" } else { replicas.as_str() };
-        let flags = ["service", "create", "--quiet", "--detach", "--no-resolve-image", "--name", service];
-        docker.run(&[&flags[..], &[mode, "--publish", &publish, "whoami"]].concat())?;
-    }
+    create_services(&cluster)?;
     let mut wanted = BTreeMap::from([
         (REPLICATED.to_owned(), REPLICAS[0]),
         (GLOBAL.to_owned(), cluster.record.nodes.len()),
     ]);
-    settle(&cluster, &wanted).context("before the first fault")?;
+    settle(lab, &cluster, &wanted).context("before the first fault")?;
     let mut outcomes = Outcomes::new();
     for (number, round) in rounds.iter().enumerate() {
         let replicas = REPLICAS[(number + 1) % REPLICAS.len()];
@@ -128,6 +128,25 @@ fn make_all(lab: &mut Lab, binaries: &Binaries, rounds: &[Round]) -> Result<Outc
         outcomes.push((round.fault, breaches));
     }
     Ok(outcomes)
+}
+
+/// Makes the services; with a network, unless the data path carries none.
+fn create_services(cluster: &Cluster) -> Result<()> {
+    let docker = cluster.docker()?;
+    let mut shared = vec!["--secret", SECRET];
+    docker.run(&["secret", "create", "--label", "of=faults", SECRET, "/proc/sys/kernel/random/uuid"])?;
+    if cluster.record.datapath != "userspace" {
+        docker.run(&["network", "create", "--driver", "overlay", NETWORK])?;
+        shared.extend(["--network", NETWORK]);
+    }
+    for (service, port) in PORTS {
+        let (publish, replicas) = (format!("{port}:80"), format!("--replicas={}", REPLICAS[0]));
+        let mode = if service == GLOBAL { "--mode=global" } else { replicas.as_str() };
+        let flags = ["service", "create", "--quiet", "--detach", "--no-resolve-image", "--name", service];
+        let own = [mode, "--publish", &publish, "--env", "WHOAMI_NODE={{.Node.Hostname}}", "whoami"];
+        docker.run(&[&flags[..], &shared, &own].concat())?;
+    }
+    Ok(())
 }
 
 /// Makes one fault under load. Its breaches: invariants that don't hold once the cluster has had
@@ -154,6 +173,7 @@ fn one_round(
             (node.name.clone(), LoadGenerator::start_patient(&cluster.client(), &servers, "/", RATE, ANSWER))
         })
         .collect();
+    let held = Held::open(&cluster.client(), &cluster.everywhere(PORTS[1].1), HELD, ANSWER);
     let scale = format!("{REPLICATED}={}", wanted[REPLICATED]);
     // Any manager takes it; one whose node has the fault may not.
     let scaled = || {
@@ -171,11 +191,11 @@ fn one_round(
         })?;
     }
     let healed = Instant::now();
-    let settled = settle(cluster, wanted);
+    let settled = settle(lab, cluster, wanted);
     let took = healed.elapsed();
     let mut breaches = match settled {
         Ok(()) => Vec::new(),
-        Err(_) => invariants::breaches(&observe::look(cluster, wanted.keys())?, wanted),
+        Err(_) => invariants::breaches(&observe::look(lab, cluster, wanted.keys())?, wanted),
     };
     let (mut answered, mut failed) = (0, 0);
     for (name, load) in loads {
@@ -184,10 +204,16 @@ fn one_round(
         failed += report.failures.len();
         breaches.extend(lost(&name, &report, name == node, round.fault.bound(), span));
     }
+    let connections = held.release()?;
+    let broken = connections.iter().filter(|connection| connection.broken.is_some()).count();
+    let address = cluster.node(&node)?.ip;
+    breaches.extend(severed(&connections, &node, address, round.fault.severs()));
     println!(
-        "{:?} on {node}: settled after {:.1} s, {answered} answered, {failed} failed, {} breaches",
+        "{:?} on {node}: settled after {:.1} s, {answered} answered, {failed} failed, {broken} of {} held \
+         connections broken, {} breaches",
         round.fault,
         took.as_secs_f64(),
+        connections.len(),
         breaches.len()
     );
     Ok(breaches)
@@ -206,10 +232,34 @@ fn lost(name: &str, report: &Report, is_faulty: bool, bound: Bound, span: Span) 
         .collect()
 }
 
+/// The held connections that broke although the fault, on `node` with `address`, left them a path.
+fn severed(connections: &[Connection], node: &str, address: Ipv4Addr, allowed: Severed) -> Vec<Breach> {
+    let broken = connections.iter().filter_map(|connection| Some((connection, connection.broken.as_ref()?)));
+    let unexpected = broken.filter(|(connection, _)| {
+        let its_task = connection.first.contains(&format!("\"node\":\"{node}\""));
+        let through_it = *connection.server.ip() == address;
+        match allowed {
+            Severed::None => true,
+            Severed::ToItsTasks => !its_task,
+            Severed::ThroughIt => !its_task && !through_it,
+        }
+    });
+    unexpected
+        .map(|(connection, (at, why))| {
+            let (server, first) = (connection.server, connection.first.trim());
+            let text = format!(
+                "held connection to {server}, broken after {:.1} s: {why}; {first}",
+                at.as_secs_f64()
+            );
+            (Invariant::Connections, text)
+        })
+        .collect()
+}
+
 /// Waits until the cluster is as it should be.
-fn settle(cluster: &Cluster, wanted: &BTreeMap<String, usize>) -> Result<()> {
+fn settle(lab: &Lab, cluster: &Cluster, wanted: &BTreeMap<String, usize>) -> Result<()> {
     eventually(&format!("the cluster to have {}", observe::shown(wanted)), SETTLING, || {
-        let breaches = invariants::breaches(&observe::look(cluster, wanted.keys())?, wanted);
+        let breaches = invariants::breaches(&observe::look(lab, cluster, wanted.keys())?, wanted);
         match breaches.first() {
             None => Ok(()),
             Some((_, text)) => bail!("{} breaches, the first: {text}", breaches.len()),
@@ -261,11 +311,32 @@ mod tests {
     }
 
     #[test]
+    fn a_held_connection_with_a_path_must_last() {
+        let address = Ipv4Addr::new(10, 77, 0, 12);
+        let broken = |through: Ipv4Addr, task_on: &str| Connection {
+            server: SocketAddrV4::new(through, 8081),
+            first: format!("{{\"task\":\"each.x\",\"node\":\"{task_on}\"}}"),
+            broken: Some((Duration::from_secs(3), "reset".to_owned())),
+        };
+        let other = Ipv4Addr::new(10, 77, 0, 11);
+        let connections = [
+            broken(address, "node-1"),
+            broken(other, "node-2"),
+            broken(other, "node-1"),
+            Connection { broken: None, ..broken(other, "node-1") },
+        ];
+        let count = |allowed| severed(&connections, "node-2", address, allowed).len();
+        assert_eq!(count(Severed::None), 3);
+        assert_eq!(count(Severed::ToItsTasks), 2, "one through it, one that has nothing to do with it");
+        assert_eq!(count(Severed::ThroughIt), 1, "one that has nothing to do with it");
+    }
+
+    #[test]
     fn the_table_counts_rounds_and_breaches() {
         let broken = vec![(Invariant::Tables, "x".to_owned()), (Invariant::Tables, "y".to_owned())];
         let outcomes = vec![(Fault::EtcdKilled, broken), (Fault::EtcdKilled, Vec::new())];
         let text = table(&outcomes);
-        let row = "| EtcdKilled | 2 | held | held | held | broken in 1 | held | held |";
+        let row = "| EtcdKilled | 2 | held | held | held | broken in 1 | held | held | held |";
         assert!(text.contains(row), "{text}");
     }
 }

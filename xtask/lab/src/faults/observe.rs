@@ -4,27 +4,37 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::invariants::Seen;
+use crate::Lab;
 use crate::cluster::{Cluster, Docker};
 use crate::record::NodeRecord;
 
 /// The label by which an engine's container names its task.
 const TASK_LABEL: &str = "com.docker.swarm.task.id";
 
+/// Where a node's agent has its tasks' secrets and configs.
+const TASK_FILES: &str = "/run/mesh/tasks";
+
 /// What is seen of the cluster now, of these services.
 ///
 /// # Errors
 /// A socket doesn't answer.
-pub(super) fn look<'a>(cluster: &Cluster, services: impl Iterator<Item = &'a String>) -> Result<Seen> {
+pub(super) fn look<'a>(
+    lab: &Lab,
+    cluster: &Cluster,
+    services: impl Iterator<Item = &'a String>,
+) -> Result<Seen> {
     let docker = cluster.docker()?;
     let mut seen = Seen::default();
     let listed = docker.run(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
     let rows = listed.lines().filter_map(|line| line.split_once(' '));
     seen.statuses = rows.map(|(name, status)| (name.to_owned(), status.to_owned())).collect();
     for service in services {
-        for task in docker.tasks(service)?.into_iter().filter(|task| task.desired_state == "Running") {
+        let tasks = docker.tasks(service)?;
+        seen.listed.extend(tasks.iter().map(|task| task.id.clone()));
+        for task in tasks.into_iter().filter(|task| task.desired_state == "Running") {
             if task.is_running() {
                 seen.running.entry(service.clone()).or_default().push((task.name, task.id));
             } else {
@@ -34,17 +44,56 @@ pub(super) fn look<'a>(cluster: &Cluster, services: impl Iterator<Item = &'a Str
         }
     }
     for node in &cluster.record.nodes {
-        seen.containers.insert(node.name.clone(), containers(node)?);
+        seen.containers.insert(node.name.clone(), containers(node, &[])?);
+        seen.kept.insert(node.name.clone(), containers(node, &["--all"])?);
+        seen.files.insert(node.name.clone(), files(lab, node)?);
         seen.tables.insert(node.name.clone(), backends(&cluster.metrics(node)?));
-        seen.pins.insert(node.name.clone(), pins(cluster, node)?);
+        seen.pins.insert(node.name.clone(), pins(lab, cluster, node)?);
     }
+    let running: Vec<&str> = seen.running.values().flatten().map(|(_, id)| id.as_str()).collect();
+    seen.addresses = addresses(&docker, &running)?;
     Ok(seen)
 }
 
-/// The tasks whose containers the node's own engine runs.
-fn containers(node: &NodeRecord) -> Result<BTreeSet<String>> {
+/// The addresses on networks that each of these tasks has.
+fn addresses(docker: &Docker, tasks: &[&str]) -> Result<BTreeMap<String, Vec<String>>> {
+    if tasks.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let format = "{{.ID}}{{range .NetworksAttachments}}{{range .Addresses}} {{.}}{{end}}{{end}}";
+    let listed = docker.run(&[&["inspect", "--type", "task", "--format", format], tasks].concat())?;
+    let rows = listed.lines().map(|line| {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        (words.next().unwrap_or_default(), words.collect())
+    });
+    Ok(rows.collect())
+}
+
+/// The tasks whose secrets and configs lie on the node.
+fn files(lab: &Lab, node: &NodeRecord) -> Result<BTreeSet<String>> {
+    let words = ["find", TASK_FILES, "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\n"];
+    let listed = output_of(lab, node, &words)?;
+    Ok(listed.lines().filter_map(|name| name.strip_prefix("task-")).map(str::to_owned).collect())
+}
+
+/// What a command prints that is run on the node.
+fn output_of(lab: &Lab, node: &NodeRecord, words: &[&str]) -> Result<String> {
+    let owned: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    let output = lab.command(&node.name, &owned)?.output().with_context(|| format!("start {words:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{words:?} on {}: {}",
+        node.name,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The tasks whose containers the node's own engine runs; with `--all`, those of stopped ones too.
+fn containers(node: &NodeRecord, flags: &[&str]) -> Result<BTreeSet<String>> {
     let (filter, format) = (format!("label={TASK_LABEL}"), format!("{{{{.Label \"{TASK_LABEL}\"}}}}"));
-    let listed = Docker::towards(&node.docker_host).run(&["ps", "--filter", &filter, "--format", &format])?;
+    let command = [&["ps", "--filter", &filter, "--format", &format], flags].concat();
+    let listed = Docker::towards(&node.docker_host).run(&command)?;
     Ok(listed.lines().map(str::to_owned).collect())
 }
 
@@ -67,12 +116,17 @@ fn backends(metrics: &str) -> BTreeMap<String, (usize, usize)> {
     found
 }
 
-/// The tasks of which the node has programs pinned in its bpffs.
-fn pins(cluster: &Cluster, node: &NodeRecord) -> Result<BTreeSet<String>> {
+/// The tasks of which the node has programs pinned in its bpffs, and the programs of interfaces on
+/// networks (`veth` and the interface's index) that are gone.
+fn pins(lab: &Lab, cluster: &Cluster, node: &NodeRecord) -> Result<BTreeSet<String>> {
     let layout = cluster.layout.node_named(&node.name).context("a node of the lab")?;
     let mut found = BTreeSet::new();
     for version in entries(&layout.bpf_dir())? {
         found.extend(entries(&layout.bpf_dir().join(version).join("tasks"))?);
+    }
+    let links = output_of(lab, node, &["ip", "-oneline", "link"])?;
+    for index in links.lines().filter_map(|line| Some(line.split_once(':')?.0)) {
+        found.remove(&format!("veth{index}"));
     }
     Ok(found)
 }
