@@ -9,6 +9,7 @@ mod desk;
 mod init_desk;
 mod managed;
 mod nodes;
+mod remote;
 mod sockets;
 mod unlock;
 mod unlock_desk;
@@ -161,6 +162,7 @@ async fn serve_cluster(
     let opened = tokio::select! {
         opened = open_cluster(&store, config, waits_for) => Some(opened?),
         () = waiting::refuse(&listeners.docker, &listeners.admin, reason, orders) => None,
+        () = waiting::close(listeners.remote.as_ref()) => None,
         () = shutdown.cancelled() => None,
     };
     let Some(opened) = opened else { return Ok(None) };
@@ -170,7 +172,8 @@ async fn serve_cluster(
     let parts = DaemonParts { components: components.clone(), shutdown };
     let own_ports = {
         let (nodes, metrics) = (config.node_listen.port(), config.metrics_listen.port());
-        own_ports::of_manager(nodes, metrics, etcd_ports(&etcd, config).await)
+        let docker = config.remote_api.as_ref().map(|api| api.listen.port());
+        own_ports::of_manager(nodes, metrics, docker, etcd_ports(&etcd, config).await)
     };
     let etcd = Arc::new(etcd);
     let managed = managed.map(|managed| (managed, Arc::clone(&etcd)));
@@ -283,9 +286,14 @@ fn start(
         shutdown: parts.shutdown.clone(),
     };
     let own_etcd = managed.map(|(managed, etcd)| OwnEtcd { etcd, pki: managed.pki });
-    nodes::start(config, listeners.nodes, (shared, trust, cas), own_etcd, registry, parts)?;
+    nodes::start(config, listeners.nodes, (shared, trust.clone(), cas), own_etcd, registry, parts)?;
 
-    start_docker_api(listeners.docker, doors.docker, context.clone(), registry, parts)?;
+    let api_metrics = metrics::api::ApiMetrics::register(registry)?;
+    start_docker_api(listeners.docker, doors.docker, context.clone(), api_metrics.clone(), parts);
+    if let Some(listener) = listeners.remote {
+        let router = api::remote_router(context.clone(), api_metrics);
+        remote::start(config, (listener, doors.remote), (context.clone(), trust), router, parts)?;
+    }
     start_admin(listeners.admin, doors.admin, feed, registry, parts)?;
     Ok((context, leadership))
 }
@@ -307,14 +315,13 @@ fn start_docker_api(
     listener: UnixListener,
     door: Arc<Door>,
     context: ApiContext,
-    registry: &Registry,
+    api_metrics: metrics::api::ApiMetrics,
     parts: &DaemonParts,
-) -> anyhow::Result<()> {
-    let router = api::router(context, metrics::api::ApiMetrics::register(registry)?);
+) {
+    let router = api::router(context, api_metrics);
     let router = TowerToHyperService::new(router);
     let serving = http::serve(listener, door, api::kind_of, router, parts.shutdown.clone());
     parts.start("the Docker API", serving);
-    Ok(())
 }
 
 /// Starts serving metrics and health.

@@ -84,6 +84,23 @@ pub struct Cli {
     #[arg(long, env = "MESH_SOCKET", value_name = "PATH", default_value = CONTROL_SOCKET)]
     pub socket: PathBuf,
 
+    /// Address for the Docker API over mutual TLS, for `docker -H tcp://MANAGER:2376` with a
+    /// certificate of `mesh client create`; 0.0.0.0:2376 is usual. Without it, the API is served on
+    /// this machine alone.
+    #[arg(long, env = "MESH_DOCKER_LISTEN", value_name = "IP:PORT")]
+    pub docker_listen: Option<SocketAddr>,
+
+    /// Further names and addresses by which clients reach that API, for its certificate. It has
+    /// this manager's address and host name anyway.
+    #[arg(
+        long,
+        env = "MESH_DOCKER_NAMES",
+        value_name = "HOST[,HOST]",
+        value_delimiter = ',',
+        requires = "docker_listen"
+    )]
+    pub docker_names: Vec<String>,
+
     /// Address for /metrics, /healthz and /readyz [default: port 9465 of the address in
     /// --advertise].
     #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]

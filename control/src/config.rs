@@ -1,5 +1,7 @@
 //! The configuration of `mesh-control`, checked. Opens and binds nothing.
 
+mod remote_api;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -11,6 +13,7 @@ use crate::founding::Founding;
 use crate::managed_etcd::ManagedEtcd;
 use crate::pool::{PoolError, WantedNetworkPool, WantedPool};
 use crate::seal::unlock_key::UnlockKey;
+pub use remote_api::RemoteApi;
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// The address of metrics and health.
     pub metrics_listen: SocketAddr,
+    /// The Docker API for clients on other machines; `None`: it is off.
+    pub remote_api: Option<RemoteApi>,
     /// The pool of tasks' addresses.
     pub pool: WantedPool,
     /// The pool of networks' subnets.
@@ -71,6 +76,7 @@ pub struct ManagedSettings {
     pub debug_short_certificates: bool,
     etcd_program: PathBuf,
     metrics_listen: Option<SocketAddr>,
+    remote_api: Option<RemoteApi>,
     pool: WantedPool,
     new_cluster: bool,
 }
@@ -94,6 +100,7 @@ impl ManagedSettings {
         if cli.network_addr_pool.is_some() || cli.network_addr_pool_mask_length.is_some() {
             return Err(ConfigError::NetworkPool);
         }
+        let remote_api = RemoteApi::new(&cli, hostname.as_deref())?;
         Ok(Self {
             name: name_of(cli.name.or(hostname))?,
             data_dir: cli.data_dir,
@@ -103,6 +110,7 @@ impl ManagedSettings {
             debug_short_certificates: cli.debug_short_certificates,
             etcd_program: cli.etcd_program,
             metrics_listen: cli.metrics_listen,
+            remote_api,
             pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
             new_cluster: cli.new_cluster,
         })
@@ -150,6 +158,7 @@ impl ManagedSettings {
             node_listen: founding.listen,
             socket: self.socket.clone(),
             metrics_listen: self.metrics_listen.unwrap_or_else(|| SocketAddr::new(advertise, METRICS_PORT)),
+            remote_api: self.remote_api.clone(),
             pool: self.pool,
             network_pool: WantedNetworkPool::new(founding.network_pool, founding.network_prefix)?,
             unlock: self.unlock.clone(),
@@ -178,6 +187,9 @@ pub enum ConfigError {
     /// A name has a character that keys can't have, or a bad length.
     #[error("--name {0:?}: a name has 1 to 63 characters of letters, digits, '-', '_' and '.'")]
     BadName(String),
+    /// A host that no certificate can name.
+    #[error("--docker-names {0:?}: give addresses, or host names of letters, digits, '-' and '.'")]
+    BadHost(String),
     /// No address is named.
     #[error("--etcd needs --advertise: give the address of this machine that agents reach")]
     NoAdvertise,
@@ -208,6 +220,7 @@ impl Config {
     /// # Errors
     /// The first mistake.
     pub fn new(cli: Cli, hostname: Option<String>) -> Result<Self, ConfigError> {
+        let remote_api = RemoteApi::new(&cli, hostname.as_deref())?;
         let name = name_of(cli.name.or(hostname))?;
         let advertise = cli.advertise.ok_or(ConfigError::NoAdvertise)?;
         if advertise.is_unspecified() {
@@ -235,6 +248,7 @@ impl Config {
             node_listen: cli.node_listen,
             socket: cli.socket,
             metrics_listen: cli.metrics_listen.unwrap_or_else(|| SocketAddr::new(advertise, METRICS_PORT)),
+            remote_api,
             pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
             network_pool: WantedNetworkPool::new(cli.network_addr_pool, cli.network_addr_pool_mask_length)?,
             unlock: None,

@@ -1,4 +1,4 @@
-//! Admission to mesh-control's three listeners, and how they divide its file descriptors.
+//! Admission to mesh-control's listeners, and how they divide its file descriptors.
 //!
 //! Invariant: together they leave descriptors for everything else: etcd, files, logs.
 
@@ -14,7 +14,12 @@ use tracing::warn;
 /// Descriptors for everything that is not a listener's: etcd's connections, files, the runtime.
 const RESERVED: usize = 256;
 /// Each connection takes one descriptor.
-const WANTS: [Want; 3] = [(Listener::Nodes, 1), (Listener::ControlSocket, 1), (Listener::ControlMetrics, 1)];
+const WANTS: [Want; 4] = [
+    (Listener::Nodes, 1),
+    (Listener::ControlSocket, 1),
+    (Listener::ControlMetrics, 1),
+    (Listener::RemoteApi, 1),
+];
 
 /// Admission to each listener.
 #[derive(Debug, Clone)]
@@ -25,6 +30,8 @@ pub struct Doors {
     pub docker: Arc<Door>,
     /// Metrics and health.
     pub admin: Arc<Door>,
+    /// The Docker API for clients on other machines.
+    pub remote: Arc<Door>,
 }
 
 impl Doors {
@@ -42,6 +49,6 @@ impl Doors {
         let share = descriptors::share_out(files.saturating_sub(RESERVED.min(files / 2)), &WANTS);
         let refusals = Refusals::register(registry)?;
         let door = |index: usize| Door::new(WANTS[index].0, share[index], refusals.clone());
-        Ok(Self { nodes: door(0), docker: door(1), admin: door(2) })
+        Ok(Self { nodes: door(0), docker: door(1), admin: door(2), remote: door(3) })
     }
 }

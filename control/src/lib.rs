@@ -36,6 +36,7 @@ pub mod node_service;
 pub mod orders;
 pub mod own_node;
 pub mod pool;
+pub mod remote_api;
 
 pub mod metrics;
 pub mod own_store;

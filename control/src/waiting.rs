@@ -43,6 +43,18 @@ pub(crate) async fn refuse(
     );
 }
 
+/// Closes connections of remote clients until it is dropped: what they trust is in the cluster's
+/// record, so there is nothing to answer them with.
+pub(crate) async fn close(remote: Option<&TcpListener>) {
+    let Some(remote) = remote else { return std::future::pending().await };
+    loop {
+        if let Err(error) = remote.accept().await {
+            debug!(error = mesh_runtime::error_chain(&error), "can't accept a remote client");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+}
+
 async fn refuse_on<S, F>(accept: impl Fn() -> F, reason: watch::Receiver<String>, orders: Option<Orders>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,

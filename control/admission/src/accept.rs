@@ -87,7 +87,12 @@ pub fn proven(
     })
 }
 
-fn keep_alive(stream: &TcpStream, after: Duration) -> rustix::io::Result<()> {
+/// Lets the kernel probe a connection that is idle for `after`, so that one whose peer is gone
+/// ends.
+///
+/// # Errors
+/// The socket is no TCP connection any more.
+pub fn keep_alive(stream: &TcpStream, after: Duration) -> rustix::io::Result<()> {
     rustix::net::sockopt::set_socket_keepalive(stream, true)?;
     rustix::net::sockopt::set_tcp_keepidle(stream, after)
 }

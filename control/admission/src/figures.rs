@@ -14,6 +14,8 @@ pub enum Listener {
     ControlSocket,
     /// mesh-control's gRPC port for nodes (2377).
     Nodes,
+    /// mesh-control's Docker API for clients on other machines (2376).
+    RemoteApi,
     /// `/metrics` of the agent (9464).
     AgentMetrics,
     /// `/metrics` of mesh-control (9465).
@@ -72,6 +74,7 @@ impl Listener {
             Self::DockerSocket => "docker-socket",
             Self::ControlSocket => "control-socket",
             Self::Nodes => "nodes",
+            Self::RemoteApi => "remote-api",
             Self::AgentMetrics => "agent-metrics",
             Self::ControlMetrics => "control-metrics",
             Self::Relay => "relay",
@@ -107,6 +110,19 @@ impl Listener {
                 stall: None,
                 streams: usize::MAX,
                 slow_calls: usize::MAX,
+            },
+            // Strangers wait at most this long for the end of the TLS handshake. Clients may share
+            // an address.
+            Self::RemoteApi => Figures {
+                connections: 512,
+                waiting: 128,
+                per_peer: 256,
+                waiting_per_peer: 32,
+                wait: Duration::from_secs(15),
+                evictable_after: Duration::from_secs(1),
+                stall: None,
+                streams: 256,
+                slow_calls: 448,
             },
             Self::AgentMetrics | Self::ControlMetrics => Figures {
                 connections: 64,
@@ -253,10 +269,11 @@ pub mod names {
 mod tests {
     use super::*;
 
-    const ALL: [Listener; 7] = [
+    const ALL: [Listener; 8] = [
         Listener::DockerSocket,
         Listener::ControlSocket,
         Listener::Nodes,
+        Listener::RemoteApi,
         Listener::AgentMetrics,
         Listener::ControlMetrics,
         Listener::Relay,
@@ -277,7 +294,7 @@ mod tests {
                 assert!(scaled.streams >= 1 && scaled.waiting >= 1, "{listener:?} scaled to {connections}");
             }
         }
-        for socket in [Listener::DockerSocket, Listener::ControlSocket] {
+        for socket in [Listener::DockerSocket, Listener::ControlSocket, Listener::RemoteApi] {
             let scaled = socket.figures().scaled_to(128);
             assert!(scaled.slow_calls < scaled.connections, "nothing is kept for short calls: {scaled:?}");
             assert!(scaled.streams < scaled.slow_calls, "streams take every slow call: {scaled:?}");

@@ -73,9 +73,9 @@ pub async fn serve<L, S, B>(
         let Some((stream, peer)) = taken else { break };
         match door.admit(peer) {
             Ok(place) => {
-                let served =
-                    serve_connection(stream, Arc::new(place), classify, service.clone(), shutdown.clone());
-                connections.spawn(served);
+                let place = Arc::new(place);
+                let stream = Admitted::new(stream, Arc::clone(&place), false);
+                connections.spawn(serve_one(stream, place, classify, service.clone(), shutdown.clone()));
             }
             Err(reason) => {
                 if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
@@ -93,7 +93,9 @@ pub async fn serve<L, S, B>(
     }
 }
 
-async fn serve_connection<T, S, B>(
+/// Serves one connection until its client closes it, or `shutdown` and the answers under way have
+/// ended. `stream` goes through the [`Admitted`] of `place`, with TLS over it if there is any.
+pub async fn serve_one<T, S, B>(
     stream: T,
     place: Arc<Place>,
     classify: Classify,
@@ -107,7 +109,6 @@ async fn serve_connection<T, S, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let wait = place.door().figures().wait;
-    let stream = Admitted::new(stream, Arc::clone(&place), false);
     let calls = Arc::clone(&place);
     let guarded = service_fn(move |mut request: Request<Incoming>| {
         let answer = match calls.begin(classify(&request)) {

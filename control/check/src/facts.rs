@@ -99,6 +99,7 @@ impl Expected {
         if let Some(control) = control {
             let has_own_etcd = control.get("etcd").and_then(toml::Value::as_array).is_none_or(Vec::is_empty);
             ports.extend(manager_ports().into_iter().filter(|port| has_own_etcd || port.owners != ["etcd"]));
+            ports.extend(text(control, "docker-listen").and_then(|listen| remote_api(&listen)));
             let data = text(control, "data-dir").unwrap_or_else(|| "/var/lib/mesh/control".to_owned());
             let database = PathBuf::from(data).join("etcd/data/member/snap/db");
             etcd = has_own_etcd.then_some(OwnEtcd { database, quota: etcd_quota });
@@ -199,6 +200,18 @@ pub fn manager_ports() -> Vec<NeededPort> {
         port(4802, "clients of mesh's etcd", etcd, &["etcd"], false),
         port(4803, "members of mesh's etcd", etcd, &["etcd"], true),
     ]
+}
+
+/// The port of a manager's Docker API for clients on other machines, which listens on `listen`.
+fn remote_api(listen: &str) -> Option<NeededPort> {
+    Some(NeededPort {
+        transport: Transport::Tcp,
+        port: listen.rsplit_once(':')?.1.parse().ok()?,
+        purpose: "remote clients of the Docker API",
+        choice: "docker-listen in /etc/mesh/control.toml",
+        owners: &["mesh-control"],
+        is_reached_by_nodes: false,
+    })
 }
 
 /// A socket that takes connections or datagrams.
@@ -331,6 +344,9 @@ mod tests {
         assert!(!set.has_kernel_programs && set.pools[0].to_string() == "10.99.0.0/16", "{set:?}");
         let other_etcd = expected("", Some("etcd = [\"https://10.0.0.1:2379\"]\n"));
         assert_eq!(ports(&other_etcd), [4799, 4801, 4800, 9464, 2377, 9465]);
+        let remote =
+            expected("", Some("etcd = [\"https://10.0.0.1:2379\"]\ndocker-listen = \"[::]:2376\"\n"));
+        assert_eq!(ports(&remote), [4799, 4801, 4800, 9464, 2377, 9465, 2376]);
         assert_eq!(other_etcd.etcd, None);
     }
 }

@@ -128,6 +128,9 @@ pub(crate) enum ApiError {
     /// A network can't have its subnet.
     #[error(transparent)]
     Space(#[from] SpaceError),
+    /// What it names doesn't exist.
+    #[error("{0}")]
+    Missing(String),
     /// The request can't be parsed.
     #[error("{0}")]
     BadRequest(String),
@@ -228,7 +231,7 @@ impl ApiError {
     /// The HTTP status of the error.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::NotFound { .. } | Self::PageNotFound => StatusCode::NOT_FOUND,
+            Self::NotFound { .. } | Self::Missing(_) | Self::PageNotFound => StatusCode::NOT_FOUND,
             Self::Ambiguous { .. }
             | Self::Port(_)
             | Self::Reference(_)

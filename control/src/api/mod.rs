@@ -28,6 +28,7 @@ mod swarm;
 mod swarm_ca;
 mod swarm_spec;
 
+mod clients;
 mod events;
 mod own_node;
 mod system;
@@ -35,6 +36,7 @@ mod system;
 mod dto;
 
 mod access;
+mod audit;
 mod body;
 mod filters;
 mod lookup;
@@ -57,12 +59,26 @@ use crate::metrics::api::ApiMetrics;
 use error::ApiError;
 pub(crate) use version::unversioned;
 
-/// Docker's API, for paths with and without the version.
+/// The API on the control socket: Docker's, for paths with and without the version, and what only
+/// root on this machine may ask.
 pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {
+    served(docker_routes().merge(own_routes()), context, metrics)
+}
+
+/// The API for clients on other machines: Docker's alone. Their writes are logged.
+pub fn remote_router(context: ApiContext, metrics: ApiMetrics) -> Router {
+    served(docker_routes(), context, metrics).layer(from_fn(audit::log))
+}
+
+fn served(routes: Router<ApiContext>, context: ApiContext, metrics: ApiMetrics) -> Router {
+    let answering = routes
+        .fallback(async || ApiError::PageNotFound)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .with_state(context);
     // The routes are inside of the layer that strips the version, and requests are counted where
     // their route is known.
-    let routed = from_fn(version::strip).layer(metrics.layer(routes(context)));
-    Router::new().fallback_service(from_fn(body::take_in).layer(routed))
+    let unversioned = from_fn(version::strip).layer(metrics.layer(answering));
+    Router::new().fallback_service(from_fn(body::take_in).layer(unversioned))
 }
 
 /// The kind of a call, for its deadline: events, followed logs, and the call of the node's own
@@ -73,15 +89,21 @@ pub fn kind_of<B>(request: &Request<B>) -> Call {
     if has_no_end { Call::Stream } else { Call::Short }
 }
 
-fn routes(context: ApiContext) -> Router {
+/// Calls of the agent on this machine, and of `mesh` as its root.
+fn own_routes() -> Router<ApiContext> {
+    Router::new()
+        .route("/mesh/node/{id}", post(own_node::tell))
+        .route("/mesh/resign", post(own_node::resign))
+        .route("/mesh/force-new-cluster", post(own_node::force_new_cluster))
+        .merge(clients::routes())
+}
+
+fn docker_routes() -> Router<ApiContext> {
     Router::new()
         .route("/_ping", get(system::ping))
         .route("/version", get(system::version))
         .route("/info", get(system::info))
         .route("/events", get(events::stream))
-        .route("/mesh/node/{id}", post(own_node::tell))
-        .route("/mesh/resign", post(own_node::resign))
-        .route("/mesh/force-new-cluster", post(own_node::force_new_cluster))
         .route("/swarm", get(swarm::inspect))
         .route("/swarm/update", post(swarm::update))
         .route("/swarm/unlockkey", get(swarm::unlock_key))
@@ -103,9 +125,6 @@ fn routes(context: ApiContext) -> Router {
         .route("/networks/{id}", get(networks::inspect).delete(networks::remove))
         .merge(dependencies::routes(DependencyKind::Secret))
         .merge(dependencies::routes(DependencyKind::Config))
-        .fallback(async || ApiError::PageNotFound)
-        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .with_state(context)
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub(super) struct Listeners {
     pub(super) nodes: TcpListener,
     pub(super) admin: TcpListener,
     pub(super) docker: UnixListener,
+    /// Of the Docker API for clients on other machines, if that is on.
+    pub(super) remote: Option<TcpListener>,
 }
 
 /// Only root may use the manager's socket; the node's agent runs as root.
@@ -29,6 +31,10 @@ pub(super) async fn bind_tcp(config: &Config, docker: UnixListener) -> anyhow::R
         nodes: tcp("--node-listen", config.node_listen).await?,
         admin: tcp("--metrics-listen", config.metrics_listen).await?,
         docker,
+        remote: match &config.remote_api {
+            Some(api) => Some(tcp("--docker-listen", api.listen).await?),
+            None => None,
+        },
     })
 }
 

@@ -15,7 +15,7 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::FromDer as _;
 
-use super::common_name;
+use super::node_named_in;
 use super::root::TrustedRoot;
 
 /// Why an expired certificate isn't renewed.
@@ -63,7 +63,7 @@ pub fn holder_of(
         .ok()
         .flatten()
         .is_some_and(|usage| usage.value.client_auth && !usage.value.server_auth);
-    let node = common_name(&certificate).filter(|_| is_member).ok_or(ExpiredError::NoMember)?;
+    let node = node_named_in(&certificate).filter(|_| is_member).ok_or(ExpiredError::NoMember)?;
 
     let unreadable = || ExpiredError::Unreadable("certificate request");
     let (_, pem) = parse_x509_pem(csr_pem.as_bytes()).map_err(|_| unreadable())?;

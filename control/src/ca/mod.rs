@@ -3,11 +3,12 @@
 //!
 //! Invariants: P-256 throughout; the CA's key is decrypted in memory only; a member's certificate
 //! carries the identity that the cluster gives it (CN = node id, OU = role), whatever its request
-//! asked for.
+//! asked for; a node's certificate and a remote client's are told apart by their OU.
 //!
 //! Left to others: who may join ([`token`], node service), when certificates are renewed
 //! ([`mesh_state::renewal`]).
 
+pub mod client;
 pub mod expired;
 pub mod root;
 pub mod token;
@@ -156,11 +157,28 @@ impl Authority {
         life: Duration,
         now: Timestamp,
     ) -> Result<ServerIdentity, CaError> {
+        self.issue_server_for(&[address.to_string()], life, now)
+    }
+
+    /// The same for a server that clients reach by each of `hosts`: addresses and host names.
+    ///
+    /// # Errors
+    /// [`CaError::Sign`], also for a host that no certificate can name.
+    pub fn issue_server_for(
+        &self,
+        hosts: &[String],
+        life: Duration,
+        now: Timestamp,
+    ) -> Result<ServerIdentity, CaError> {
         let failed = |source| CaError::Sign { name: SERVER_NAME.to_owned(), source };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
         let mut params = params(SERVER_NAME, SERVER_NAME, now, life);
-        let name = SERVER_NAME.try_into().map_err(failed)?;
-        params.subject_alt_names = vec![SanType::DnsName(name), SanType::IpAddress(address)];
+        let named = |host: &str| match host.parse::<IpAddr>() {
+            Ok(address) => Ok(SanType::IpAddress(address)),
+            Err(_) => host.try_into().map(SanType::DnsName),
+        };
+        let hosts = std::iter::once(SERVER_NAME).chain(hosts.iter().map(String::as_str));
+        params.subject_alt_names = hosts.map(named).collect::<Result<_, _>>().map_err(failed)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let leaf = params.signed_by(&key, &self.issuer).map_err(failed)?;
@@ -234,14 +252,27 @@ fn params(name: &str, unit: &str, now: Timestamp, life: Duration) -> Certificate
     params
 }
 
-/// The node id in a client certificate: its common name. The TLS handshake has verified the chain.
+/// The node id in a node's certificate: its common name. `None` for the certificate of a remote
+/// client. The TLS handshake has verified the chain.
 pub fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    common_name(&certificate)
+    node_named_in(&certificate)
 }
 
-fn common_name(certificate: &X509Certificate<'_>) -> Option<NodeId> {
-    Some(NodeId::from(certificate.subject().iter_common_name().next()?.as_str().ok()?))
+/// The node that a parsed certificate is for.
+fn node_named_in(certificate: &X509Certificate<'_>) -> Option<NodeId> {
+    let unit = unit_of(certificate)?;
+    let is_nodes =
+        [NodeRole::Worker, NodeRole::Manager].iter().any(|role| organizational_unit(*role) == unit);
+    common_name(certificate).filter(|_| is_nodes).map(NodeId::from)
+}
+
+fn unit_of<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
+    certificate.subject().iter_organizational_unit().next()?.as_str().ok()
+}
+
+fn common_name<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
+    certificate.subject().iter_common_name().next()?.as_str().ok()
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use mesh_state::log_ask::LogAsk;
 use mesh_state::member_keys::MemberKeys;
 use mesh_state::network::{Network, NetworkCursor};
 use mesh_state::node::{Liveness, Node, NodeState, PortClash};
+use mesh_state::remote_client::RemoteClient;
 use mesh_state::service::Service;
 use mesh_state::shared::Shared;
 use mesh_state::spec::ServiceSpec;
@@ -70,6 +71,8 @@ pub struct ClusterSnapshot {
     pub managers: BTreeMap<String, Stored<Manager>>,
     /// Managers' places in the etcd that they run, by node; none with an etcd of the operator's.
     pub etcd_places: BTreeMap<NodeId, Stored<EtcdPlace>>,
+    /// Clients that may use the Docker API from other machines, by name.
+    pub clients: BTreeMap<String, Stored<RemoteClient>>,
     /// Services by id.
     pub services: Shared<BTreeMap<ServiceId, Stored<Service>>>,
     /// Versions of services' specs that tasks were made from.
@@ -240,6 +243,7 @@ impl ClusterSnapshot {
             Key::Leader => self.leader = self.read(item).or(self.leader.take()),
             Key::Manager(name) => keep(self.read(item), name, &mut self.managers),
             Key::EtcdPlace(node) => keep(self.read(item), node, &mut self.etcd_places),
+            Key::Client(name) => keep(self.read(item), name, &mut self.clients),
             Key::Service(id) => self.put_service(id, item),
             Key::Spec(service, version) => keep(self.read(item), (service, version), &mut self.specs),
             Key::Name(kind, name) => keep(self.read(item), (kind, name), &mut self.names),
@@ -293,6 +297,7 @@ impl ClusterSnapshot {
             Key::Leader => self.leader = None,
             Key::Manager(name) => drop(self.managers.remove(&name)),
             Key::EtcdPlace(node) => drop(self.etcd_places.remove(&node)),
+            Key::Client(name) => drop(self.clients.remove(&name)),
             Key::Service(id) => drop(self.services.remove(&id)),
             Key::Spec(service, version) => drop(self.specs.remove(&(service, version))),
             Key::Name(kind, name) => drop(self.names.remove(&(kind, name))),

@@ -6,7 +6,9 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
+use mesh_state::cluster::Manager;
 use mesh_state::ids::NodeId;
 use mesh_state::node::{NodeDescription, OwnPort, TUNNEL_PORT};
 use mesh_state::spec::Protocol;
@@ -17,13 +19,29 @@ use crate::feed::snapshot::ClusterSnapshot;
 /// reserve all ports.
 const NODE_PORTS_MAX: usize = 16;
 
-/// The ports that a manager listens on for nodes and for metrics, and those of its etcd.
-pub fn of_manager(nodes: u16, metrics: u16, etcd: BTreeSet<u16>) -> Vec<OwnPort> {
+/// What the port of the remote Docker API is for, by which managers tell each other where it is.
+pub const REMOTE_API: &str = "remote clients of the Docker API";
+
+/// The ports that a manager listens on for nodes, for metrics and, if it does, for remote clients
+/// of the Docker API, and those of its etcd.
+pub fn of_manager(nodes: u16, metrics: u16, docker: Option<u16>, etcd: BTreeSet<u16>) -> Vec<OwnPort> {
     let own = [
         OwnPort::new(Protocol::Tcp, nodes, "agents' streams to managers"),
         OwnPort::new(Protocol::Tcp, metrics, "managers' metrics"),
     ];
-    own.into_iter().chain(etcd.into_iter().map(|port| OwnPort::new(Protocol::Tcp, port, "etcd"))).collect()
+    let docker = docker.map(|port| OwnPort::new(Protocol::Tcp, port, REMOTE_API));
+    let etcd = etcd.into_iter().map(|port| OwnPort::new(Protocol::Tcp, port, "etcd"));
+    own.into_iter().chain(docker).chain(etcd).collect()
+}
+
+/// Where living managers take remote clients of the Docker API, `IP:PORT` each.
+pub fn remote_apis(snapshot: &ClusterSnapshot) -> Vec<String> {
+    let address = |manager: &Manager| {
+        let port = manager.own_ports.iter().find(|own| own.purpose == REMOTE_API)?.port;
+        let node_service: SocketAddr = manager.address.parse().ok()?;
+        Some(SocketAddr::new(node_service.ip(), port).to_string())
+    };
+    snapshot.managers.values().filter_map(|manager| address(manager)).collect()
 }
 
 /// The ports in URLs like `http://10.0.0.1:2379`.
@@ -102,11 +120,12 @@ mod tests {
     #[test]
     fn a_manager_announces_its_ports_and_its_etcds_whatever_they_are_set_to() {
         let urls = ["http://10.0.0.1:7002", "https://[fd00::1]:7003/", "http://etcd"];
-        let own = of_manager(7000, 7001, of_urls(&urls.map(str::to_owned)));
+        let own = of_manager(7000, 7001, Some(7004), of_urls(&urls.map(str::to_owned)));
         let ports: Vec<(u16, &str)> = own.iter().map(|own| (own.port, own.purpose.as_str())).collect();
         let expected = [
             (7000, "agents' streams to managers"),
             (7001, "managers' metrics"),
+            (7004, REMOTE_API),
             (7002, "etcd"),
             (7003, "etcd"),
         ];

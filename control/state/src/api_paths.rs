@@ -35,3 +35,7 @@ pub const RESIGN_PATH: &str = "/mesh/resign";
 /// The path of the call that makes a manager the only one of its cluster, after the loss of the
 /// others.
 pub const FORCE_NEW_PATH: &str = "/mesh/force-new-cluster";
+
+/// The path of the calls that issue, list and revoke the certificates of the Docker API's remote
+/// clients.
+pub const CLIENTS_PATH: &str = "/mesh/clients";

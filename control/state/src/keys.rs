@@ -17,6 +17,7 @@
 //! /mesh/v1/tasks/{id}
 //! /mesh/v1/status/{id}                  observed state of a task
 //! /mesh/v1/networks/{id}
+//! /mesh/v1/clients/{name}               a client that uses the Docker API from another machine
 //! /mesh/v1/attachments/{id}             a container that is no task, on a network
 //! /mesh/v1/log-asks/{node}/{ask}        logs wanted of another manager's node, on a short lease
 //! /mesh/v1/backend-cursor               the backend id given last
@@ -51,6 +52,11 @@ pub fn manager(name: &str) -> String {
 /// A manager's place in the etcd that managers run, by its node.
 pub fn etcd_place(node: &NodeId) -> String {
     format!("{ROOT}etcd-places/{node}")
+}
+
+/// A remote client of the Docker API.
+pub fn client(name: &str) -> String {
+    format!("{ROOT}clients/{name}")
 }
 
 /// The backend id given last.
@@ -163,6 +169,8 @@ pub enum Key {
     Manager(String),
     /// The place of a node's manager in etcd.
     EtcdPlace(NodeId),
+    /// A remote client of the Docker API, by name.
+    Client(String),
     /// The record of a service.
     Service(ServiceId),
     /// A version of a service's spec.
@@ -217,6 +225,7 @@ pub fn parse(key: &str) -> Option<Key> {
         ("leader", None, None) => Key::Leader,
         ("managers", Some(name), None) => Key::Manager(name.to_owned()),
         ("etcd-places", Some(node), None) => Key::EtcdPlace(node.into()),
+        ("clients", Some(name), None) => Key::Client(name.to_owned()),
         ("backend-cursor", None, None) => Key::BackendCursor,
         ("network-cursor", None, None) => Key::NetworkCursor,
         ("member-keys", None, None) => Key::MemberKeys,
@@ -251,6 +260,7 @@ mod tests {
             (LEADER.to_owned(), Key::Leader),
             (manager("m"), Key::Manager("m".into())),
             (etcd_place(&node_id), Key::EtcdPlace(node_id.clone())),
+            (client("alice"), Key::Client("alice".into())),
             (BACKEND_CURSOR.to_owned(), Key::BackendCursor),
             (NETWORK_CURSOR.to_owned(), Key::NetworkCursor),
             (MEMBER_KEYS.to_owned(), Key::MemberKeys),

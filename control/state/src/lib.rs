@@ -22,6 +22,7 @@ pub mod log_ask;
 pub mod member_keys;
 pub mod network;
 pub mod node;
+pub mod remote_client;
 pub mod report;
 pub mod service;
 pub mod shared;

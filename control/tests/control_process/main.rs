@@ -10,9 +10,11 @@ mod emptied;
 mod leaving;
 mod logs;
 mod propagation;
+mod remote_api;
 mod renewal;
 mod supervised;
 mod support;
+mod worker_rights;
 
 use std::time::{Duration, Instant};
 

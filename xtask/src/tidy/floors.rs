@@ -33,7 +33,7 @@ const FLOORS: &[&[&str]] = &[
     &["logs", "slots"],
     &["context", "planners"],
     &["at_rest", "trust"],
-    &["bootstrap", "leader", "node_service"],
+    &["bootstrap", "leader", "node_service", "remote_api"],
     &["metrics"],
     &["api"],
     &["app"],

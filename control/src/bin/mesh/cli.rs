@@ -7,6 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use mesh_etcd_pki::{CA_FILE, CLIENT_FILE};
+use mesh_state::api_paths::CONTROL_SOCKET;
 use mesh_state::lb::Policy;
 
 use crate::client::Host;
@@ -94,6 +95,9 @@ pub(crate) enum Command {
         /// The role of the node that joins.
         role: Role,
     },
+    /// Issue, list and revoke certificates by which docker on other machines uses the cluster, if
+    /// managers serve it (docker-listen in control.toml). Runs on a manager, as root.
+    Client(ClientArgs),
     /// Make a context of the docker CLI for this user, so that `docker --context mesh` finds the
     /// cluster, or let it go to the address in --host if there is one.
     Context {
@@ -125,6 +129,44 @@ pub(crate) enum Command {
         /// etcd's members with their addresses and host names, as etcd-1=10.0.0.1,etcd-1.example.
         #[arg(required = true, value_name = "NAME=ADDRESS[,ADDRESS]", value_parser = member)]
         members: Vec<Member>,
+    },
+}
+
+/// What `mesh client` does, and where the manager is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClientArgs {
+    /// The socket of mesh-control on this machine.
+    #[arg(long, env = "MESH_CONTROL_SOCKET", value_name = "PATH", default_value = CONTROL_SOCKET, global = true)]
+    pub(crate) socket: PathBuf,
+    /// What the call does with clients.
+    #[command(subcommand)]
+    pub(crate) command: ClientCommand,
+}
+
+/// What `mesh client` does.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ClientCommand {
+    /// Make a key and have a certificate issued for it. Whoever has both commands the cluster until
+    /// the certificate expires or is revoked.
+    Create {
+        /// The client's name: it is in the certificate, and in managers' logs beside what it does.
+        name: String,
+        /// Directory that gets ca.pem, cert.pem and key.pem (mode 0600); made if it doesn't exist.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// How long the certificate is valid, from 1m to 730d. It isn't renewed: issue another one.
+        #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = humantime::parse_duration)]
+        expires: Duration,
+        /// Also make a context of that name for this user's docker.
+        #[arg(long)]
+        context: bool,
+    },
+    /// List clients with the state of their certificates.
+    Ls,
+    /// Refuse a client from now on, on all managers, and close its connections.
+    Revoke {
+        /// The client's name.
+        name: String,
     },
 }
 

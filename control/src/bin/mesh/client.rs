@@ -128,6 +128,14 @@ impl Client {
         self.send(Method::POST, path, Some(body)).await
     }
 
+    /// Sends a DELETE request.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub(crate) async fn delete(&self, path: &str) -> Result<Value, ClientError> {
+        self.send(Method::DELETE, path, None).await
+    }
+
     /// The error for an answer without `what`.
     pub(crate) fn unreadable(&self, what: impl Into<String>) -> ClientError {
         ClientError::Unreadable { host: self.host.clone(), what: what.into() }

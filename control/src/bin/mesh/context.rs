@@ -11,12 +11,10 @@ const NAME: &str = "mesh";
 
 /// Makes the context `mesh` for `host`, or updates it.
 pub(crate) fn set_up(host: &Host, make_current: bool) -> anyhow::Result<String> {
-    let exists = docker(&["context".to_owned(), "inspect".to_owned(), NAME.to_owned()]).is_ok();
-    for step in steps(exists, host, make_current) {
-        docker(&step)?;
-    }
+    set(NAME, "The cluster, by mesh-agent's socket", &format!("host={host}"))?;
     let mut said = format!("docker --context {NAME} goes to {host}");
     if make_current {
+        docker(&["context", "use", NAME].map(str::to_owned))?;
         said = format!("{said}, and so does docker alone; `docker context use default` undoes that");
         for variable in ["DOCKER_HOST", "DOCKER_CONTEXT"] {
             if std::env::var_os(variable).is_some() {
@@ -27,24 +25,16 @@ pub(crate) fn set_up(host: &Host, make_current: bool) -> anyhow::Result<String> 
     Ok(said)
 }
 
-/// The commands of docker that set the context up.
-fn steps(exists: bool, host: &Host, make_current: bool) -> Vec<Vec<String>> {
+/// Makes the context `name` for docker's `endpoint`, or updates it.
+pub(crate) fn set(name: &str, description: &str, endpoint: &str) -> anyhow::Result<()> {
+    let exists = docker(&["context", "inspect", name].map(str::to_owned)).is_ok();
+    docker(&words(exists, name, description, endpoint))
+}
+
+/// The command of docker that sets a context.
+fn words(exists: bool, name: &str, description: &str, endpoint: &str) -> Vec<String> {
     let verb = if exists { "update" } else { "create" };
-    let endpoint = format!("host={host}");
-    let set = [
-        "context",
-        verb,
-        NAME,
-        "--description",
-        "The cluster, by mesh-agent's socket",
-        "--docker",
-        &endpoint,
-    ];
-    let mut steps = vec![set.map(str::to_owned).to_vec()];
-    if make_current {
-        steps.push(["context", "use", NAME].map(str::to_owned).to_vec());
-    }
-    steps
+    ["context", verb, name, "--description", description, "--docker", endpoint].map(str::to_owned).to_vec()
 }
 
 fn docker(words: &[String]) -> anyhow::Result<()> {
@@ -65,13 +55,8 @@ mod tests {
 
     #[test]
     fn a_context_that_exists_is_updated() {
-        let host: Host = "unix:///run/mesh/docker.sock".parse().unwrap();
-        let shown = |exists, make_current| {
-            let steps = steps(exists, &host, make_current);
-            steps.iter().map(|step| step[..3].join(" ")).collect::<Vec<_>>()
-        };
-        assert_eq!(shown(false, false), ["context create mesh"]);
-        assert_eq!(shown(true, true), ["context update mesh", "context use mesh"]);
-        assert!(steps(false, &host, false)[0].contains(&"host=unix:///run/mesh/docker.sock".to_owned()));
+        let shown = |exists| words(exists, "mesh", "x", "host=unix:///s").join(" ");
+        assert_eq!(shown(false), "context create mesh --description x --docker host=unix:///s");
+        assert_eq!(shown(true), "context update mesh --description x --docker host=unix:///s");
     }
 }

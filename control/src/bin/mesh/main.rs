@@ -12,6 +12,7 @@ mod context;
 mod etcd_certificates;
 mod membership;
 mod policy;
+mod remote_client;
 mod service;
 mod status;
 mod table;
@@ -63,6 +64,7 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
             let towards = (token.as_str(), manager.as_str());
             membership::join(&client, towards, advertise_addr.as_deref(), *skip_check, cli.output).await
         }
+        Command::Client(args) => remote_client::run(args, cli.output).await,
         Command::Status => status::show(&client, cli.output).await,
         Command::EtcdCertificates { out, days, members } => etcd_certificates::make(out, *days, members),
         Command::Context { make_current } => context::set_up(&cli.host, *make_current),

@@ -21,6 +21,8 @@ pub(crate) struct Manager {
     pub(crate) directory: TempDir,
     pub(crate) nodes: SocketAddr,
     pub(crate) metrics: SocketAddr,
+    /// The Docker API over TLS.
+    pub(crate) remote: SocketAddr,
 }
 
 impl Manager {
@@ -31,9 +33,9 @@ impl Manager {
             std::fs::create_dir(directory.path().join("data")).unwrap();
             std::fs::copy(first.data().join("key"), directory.path().join("data/key")).unwrap();
         }
-        let (nodes, metrics) = (free_address(), free_address());
-        let child = run(name, &etcd.access(), &directory, nodes, metrics);
-        Self { name: name.to_owned(), etcd: etcd.access(), child, directory, nodes, metrics }
+        let listeners @ [nodes, metrics, remote] = [(); 3].map(|()| free_address());
+        let child = run(name, &etcd.access(), &directory, listeners);
+        Self { name: name.to_owned(), etcd: etcd.access(), child, directory, nodes, metrics, remote }
     }
 
     /// Restarts it after [`Manager::kill`] with the same state, and waits until it serves.
@@ -44,7 +46,8 @@ impl Manager {
 
     /// Restarts it after [`Manager::kill`], without waiting.
     pub(crate) fn restart(&mut self) {
-        self.child = run(&self.name, &self.etcd, &self.directory, self.nodes, self.metrics);
+        let listeners = [self.nodes, self.metrics, self.remote];
+        self.child = run(&self.name, &self.etcd, &self.directory, listeners);
     }
 
     async fn ready(&self) {
@@ -112,7 +115,12 @@ pub(crate) async fn ca_pem(etcd: &EtcdProcess) -> String {
 }
 
 /// Starts a mesh-control process that logs to a file.
-fn run(name: &str, etcd: &EtcdAccess, directory: &TempDir, nodes: SocketAddr, metrics: SocketAddr) -> Child {
+fn run(
+    name: &str,
+    etcd: &EtcdAccess,
+    directory: &TempDir,
+    [nodes, metrics, remote]: [SocketAddr; 3],
+) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.path().join("log"));
     let (ca, identity) = (etcd.ca.as_ref().unwrap(), etcd.identity.as_ref().unwrap());
     Command::new(env!("CARGO_BIN_EXE_mesh-control"))
@@ -124,6 +132,7 @@ fn run(name: &str, etcd: &EtcdAccess, directory: &TempDir, nodes: SocketAddr, me
         .arg(&identity.key)
         .args(["--etcd", &etcd.addresses.join(","), "--name", name, "--advertise", "127.0.0.1"])
         .args(["--node-listen", &nodes.to_string(), "--metrics-listen", &metrics.to_string()])
+        .args(["--docker-listen", &remote.to_string()])
         .args(["--log", "debug,h2=info,hyper=info,tower=info,tonic=info,rustls=info"])
         .arg("--data-dir")
         .arg(directory.path().join("data"))
