@@ -159,7 +159,8 @@ fn control(node: &NodeLayout, record: &Record, program: &Path) -> CommandLine {
             .flag("--etcd-key", etcd_keys::client_key(node))
             .flag("--advertise", node.ip().to_string())
     };
-    line.flag("--data-dir", node.control_dir())
+    line.flag("--docker-listen", "0.0.0.0:2376")
+        .flag("--data-dir", node.control_dir())
         .flag("--name", node.name())
         .flag("--socket", node.control_socket())
         .flag("--log", "info")
