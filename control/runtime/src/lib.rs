@@ -1,7 +1,7 @@
 //! mesh-runtime: how both daemons, mesh-agent and mesh-control, start, log, retry and end.
 //!
 //! It holds what a daemon needs of the operating system for that: settings, supervision and panics,
-//! backoff, unix sockets, files that only the daemon reads, and its log.
+//! backoff, unix sockets, files that only the daemon reads, its heap, and its log.
 //!
 //! Invariants: a daemon never goes on without one of its components. A component that panics ends
 //! the process at once ([`crash`]); one that returns before the daemon is stopping makes the others
@@ -13,6 +13,7 @@ pub mod components;
 pub mod crash;
 mod error_chain;
 pub mod faults;
+pub mod heap;
 pub mod log;
 pub mod private_file;
 pub mod settings;
@@ -40,6 +41,7 @@ const LEFTOVERS_LIMIT: Duration = Duration::from_millis(300);
 /// The runtime can't be made, or the daemon's own error.
 pub fn run(daemon: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     crash::end_the_process_on_panic();
+    heap::give_freed_memory_back();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

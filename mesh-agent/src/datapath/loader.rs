@@ -8,6 +8,7 @@ use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf::abi::{Edge, names};
 use mesh_ebpf::flow_table::{Cells, cell_count, factors, homes_for};
+use mesh_runtime::heap;
 
 use super::config::TableSizes;
 use super::error::DatapathError;
@@ -37,22 +38,10 @@ pub(super) fn load(pins: &Pins, sizes: TableSizes) -> Result<Ebpf, DatapathError
             .map_err(|source| DatapathError::Program { program, source: Box::new(source) })?;
     }
     load_edges(&mut ebpf, pins)?;
-    give_memory_back();
+    // The kernel's type information and the object took some 25 MB for a moment.
+    heap::trim();
     Ok(ebpf)
 }
-
-/// Gives the memory back that loading took for a moment: the kernel's type information and the
-/// object, some 25 MB. glibc keeps it in the heap of the thread that loaded, and each join of a
-/// cluster may load on another thread.
-#[cfg(target_env = "gnu")]
-fn give_memory_back() {
-    // SAFETY: malloc_trim has no preconditions; it takes the allocator's own locks.
-    unsafe { libc::malloc_trim(0) };
-}
-
-/// Other allocators give memory back by themselves.
-#[cfg(not(target_env = "gnu"))]
-fn give_memory_back() {}
 
 /// Creates and pins the maps that don't exist yet; loads no program.
 ///
