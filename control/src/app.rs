@@ -9,6 +9,7 @@ mod desk;
 mod init_desk;
 mod managed;
 mod nodes;
+mod own_etcd;
 mod remote;
 mod sockets;
 mod unlock;
@@ -65,6 +66,7 @@ use mesh_runtime::backoff::Backoff;
 use mesh_runtime::error_chain;
 use mesh_runtime::unix_socket;
 use sockets::{Listeners, OWNERS_ALONE, bind_tcp, remove_socket};
+use unlock::Start;
 
 /// How long the components may take to end at shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -99,7 +101,7 @@ impl DaemonParts {
 /// What a manager with an etcd of its own adds to what is served.
 #[derive(Clone)]
 struct Managed {
-    /// The directory of etcd's certificates.
+    /// The directory of etcd's CA.
     pki: PathBuf,
     orders: Orders,
 }
@@ -131,7 +133,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     components.spawn("signals", follow_signals(components.stopping().clone()));
     // From here on the sockets answer, if only with the reason why this manager still waits.
     components.spawn("systemd", supervisor::keep_told(async {}, components.stopping().clone()));
-    if let Some(opening) = unlock::opened(&config.data_dir, &docker, components.stopping()).await? {
+    let start = unlock::opened(&config.data_dir, &docker, false, components.stopping()).await?;
+    if let Start::Opened(opening) = start {
         config.unlock = opening.key();
         let listeners = bind_tcp(&config, docker).await?;
         if serve_cluster(&config, listeners, &components, None).await?.is_none() {

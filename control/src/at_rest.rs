@@ -7,8 +7,8 @@
 //! Invariants: each file is replaced as a whole, so a manager that is killed meanwhile has its key
 //! in one form or the other; a file that can't be written is tried again.
 //!
-//! Left to others: etcd's own files ([`crate::managed_etcd`]), and waiting for the unlock key at
-//! the start ([`crate::app`]).
+//! Left to others: the private keys of etcd, which are sealed with the cluster's key
+//! ([`crate::managed_etcd`]), and waiting for the unlock key at the start ([`crate::app`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,13 +25,12 @@ use crate::ca::token::JoinTokens;
 use crate::context::{TokenError, join_tokens, unlock_key};
 use crate::feed::snapshot::ClusterSnapshot;
 use crate::feed::watch::Feed;
+pub use crate::seal::key_file::{FRESH_KEY_FILE, KEY_FILE};
 use crate::seal::unlock_key::UnlockKey;
 use crate::seal::{SealError, Sealer};
 
-/// The key file's name in the data directory.
-pub const KEY_FILE: &str = "key";
-/// The name under which a key file is written before it takes its place.
-pub const FRESH_KEY_FILE: &str = "key.new";
+/// What a manager that was killed while it made a key left beside its file.
+const FRESH_KEY_PART: &str = "key.new.part";
 const WORKER_TOKEN_FILE: &str = "join-token-worker";
 const MANAGER_TOKEN_FILE: &str = "join-token-manager";
 /// The pause after a failed write.
@@ -54,6 +53,12 @@ pub enum AtRestError {
     /// The key file can't be replaced, or the unlock key can't be opened.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// This manager has a cluster's etcd, and not its key.
+    #[error("{} does not exist: restore it from a backup, or give this manager up with an empty data directory", path.display())]
+    NoKey {
+        /// The key file.
+        path: PathBuf,
+    },
     /// The tokens can't be made.
     #[error("read the join tokens")]
     Tokens(#[from] TokenError),
@@ -121,6 +126,7 @@ impl FileKeeper {
             }
             // A manager that was killed while it wrote may have left the key there in clear.
             remove(&data_dir.join(FRESH_KEY_FILE))?;
+            remove(&data_dir.join(FRESH_KEY_PART))?;
             keep_tokens(&data_dir, (!is_locked).then_some(&tokens))
         });
         writing.await??;
@@ -130,6 +136,24 @@ impl FileKeeper {
             self.lock = wanted;
         }
         Ok(())
+    }
+}
+
+/// The sealer with this manager's key in `data_dir`, which `lock` opens if it is wrapped. With
+/// `founds` it makes a key if there is none: that of a cluster which is about to be created.
+/// Blocks.
+///
+/// # Errors
+/// The key file can't be read or made, or is missing.
+pub fn own_sealer(data_dir: &Path, lock: Option<&UnlockKey>, founds: bool) -> Result<Sealer, AtRestError> {
+    let (key, fresh) = (data_dir.join(KEY_FILE), data_dir.join(FRESH_KEY_FILE));
+    if let Some(sealer) = Sealer::load(&key, lock)? {
+        return Ok(sealer);
+    }
+    match Sealer::load(&fresh, None)? {
+        Some(sealer) => Ok(sealer),
+        None if founds => Ok(Sealer::create(&fresh)?),
+        None => Err(AtRestError::NoKey { path: key }),
     }
 }
 
@@ -186,7 +210,10 @@ mod tests {
     async fn the_files_follow_autolock_on_rotated_and_off() {
         let directory = tempfile::tempdir().unwrap();
         let mut world = World::with_nodes([]);
-        std::fs::write(directory.path().join(FRESH_KEY_FILE), "left by a manager that was killed").unwrap();
+        let left = [FRESH_KEY_FILE, FRESH_KEY_PART, "join-token-manager.new", "join-token-worker.new"];
+        for file in left {
+            std::fs::write(directory.path().join(file), "left by a manager that was killed").unwrap();
+        }
         let ca = create_authority(&"c".into(), world.now).unwrap().certificate_pem;
         let (keeper, snapshots) = keeper(directory.path(), &world);
         let (sealer, stop) = (Arc::clone(&keeper.sealer), CancellationToken::new());
@@ -208,9 +235,26 @@ mod tests {
             assert!(Sealer::load(&key, lock).unwrap().is_some(), "the form of {lock:?}");
             let opens_in_clear = Sealer::load(&key, None).is_ok();
             assert_eq!((opens_in_clear, token.exists()), (lock.is_none(), lock.is_none()), "{lock:?}");
-            assert!(!directory.path().join(FRESH_KEY_FILE).exists(), "a copy was left");
+            let copies: Vec<_> = left.iter().filter(|file| directory.path().join(file).exists()).collect();
+            assert!(copies.is_empty(), "{copies:?} were left with {lock:?}");
         }
         stop.cancel();
         running.await.unwrap();
+    }
+
+    #[test]
+    fn a_key_is_made_for_a_new_cluster_only_and_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |lock: Option<&UnlockKey>, founds| {
+            own_sealer(directory.path(), lock, founds).map(|sealer| sealer.key().to_vec())
+        };
+        assert!(matches!(open(None, false), Err(AtRestError::NoKey { .. })), "a lost key is replaced");
+        let made = open(None, true).unwrap();
+        assert_eq!(open(None, false).unwrap(), made, "the cluster is not in etcd yet");
+        let lock = UnlockKey::random();
+        let sealer = own_sealer(directory.path(), None, true).unwrap();
+        sealer.store(&directory.path().join(KEY_FILE), Some(&lock)).unwrap();
+        assert_eq!(open(Some(&lock), true).unwrap(), made);
+        assert!(matches!(open(None, true), Err(AtRestError::Seal(SealError::Locked { .. }))));
     }
 }

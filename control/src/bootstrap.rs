@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use mesh_runtime::private_file;
 use mesh_state::Timestamp;
 use mesh_state::cluster::{Cluster, heartbeat_period_ns, node_cert_expiry_ns};
 use mesh_state::codec::{self, CodecError};
@@ -29,6 +30,7 @@ use crate::at_rest::{self, AtRestError};
 use crate::ca::{self, CaError};
 use crate::context::{CA_KEY, MANAGER_TOKEN, RELAY_KEY, TokenError, WORKER_TOKEN, join_tokens};
 use crate::pool::{PoolError, WantedNetworkPool, WantedPool};
+use crate::seal::key_file::{FRESH_KEY_FILE, KEY_FILE};
 use crate::seal::unlock_key::UnlockKey;
 use crate::seal::{SealError, Sealer};
 use crate::trust::{Trust, TrustError};
@@ -187,8 +189,8 @@ pub async fn open_cluster(
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
     let wanted = wanted.into();
     let files = Files {
-        key: data_dir.join(at_rest::KEY_FILE),
-        fresh_key: data_dir.join(at_rest::FRESH_KEY_FILE),
+        key: data_dir.join(KEY_FILE),
+        fresh_key: data_dir.join(FRESH_KEY_FILE),
         cluster_id: data_dir.join("cluster-id"),
     };
     let Found { sealer, cluster, created } = match store.get(keys::CLUSTER).await? {
@@ -241,7 +243,7 @@ fn read_cluster_id(path: &Path) -> Result<Option<ClusterId>, BootstrapError> {
 
 fn keep_fresh_key(files: &Files) -> Result<(), BootstrapError> {
     let failed = |source| BootstrapError::File { operation: "rename", path: files.fresh_key.clone(), source };
-    std::fs::rename(&files.fresh_key, &files.key).map_err(failed)
+    private_file::rename(&files.fresh_key, &files.key).map_err(failed)
 }
 
 /// Creates the record, unless another manager is faster: then its record and its key apply.

@@ -28,6 +28,11 @@ pub struct Cli {
     #[arg(long, env = "MESH_ETCD_PROGRAM", value_name = "PATH", default_value = "etcd")]
     pub etcd_program: PathBuf,
 
+    /// Directory of the private keys of the etcd that this manager runs, on a tmpfs: they are on no
+    /// disk [default: `etcd` beside --socket].
+    #[arg(long, env = "MESH_ETCD_RUN_DIR", value_name = "DIR", conflicts_with = "etcd")]
+    pub etcd_run_dir: Option<PathBuf>,
+
     /// The CA that signed the certificates of etcd's members, PEM. `mesh etcd-certificates` makes
     /// one.
     #[arg(long, env = "MESH_ETCD_CA", value_name = "FILE", requires = "etcd")]

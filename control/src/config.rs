@@ -3,7 +3,7 @@
 mod remote_api;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mesh_state::store::{EtcdAccess, EtcdAccessError, EtcdIdentity, EtcdUser};
 use thiserror::Error;
@@ -75,6 +75,7 @@ pub struct ManagedSettings {
     /// Whether clients can give certificates a life of less than an hour.
     pub debug_short_certificates: bool,
     etcd_program: PathBuf,
+    etcd_run_dir: PathBuf,
     metrics_listen: Option<SocketAddr>,
     remote_api: Option<RemoteApi>,
     pool: WantedPool,
@@ -101,8 +102,11 @@ impl ManagedSettings {
             return Err(ConfigError::NetworkPool);
         }
         let remote_api = RemoteApi::new(&cli, hostname.as_deref())?;
+        // Its directory is this manager's own, and in memory as a rule.
+        let beside_socket = || cli.socket.with_file_name("etcd");
         Ok(Self {
             name: name_of(cli.name.or(hostname))?,
+            etcd_run_dir: cli.etcd_run_dir.unwrap_or_else(beside_socket),
             data_dir: cli.data_dir,
             socket: cli.socket,
             unlock: None,
@@ -127,11 +131,17 @@ impl ManagedSettings {
         self.data_dir.join("etcd")
     }
 
+    /// The directory in memory of the etcd's private keys.
+    pub fn etcd_run_dir(&self) -> &Path {
+        &self.etcd_run_dir
+    }
+
     /// The etcd of a manager that was founded so.
     pub fn etcd(&self, founding: &Founding) -> ManagedEtcd {
         ManagedEtcd {
             program: self.etcd_program.clone(),
             directory: self.etcd_directory(),
+            run_dir: self.etcd_run_dir.clone(),
             name: self.name.clone(),
             advertise: founding.advertise.ip(),
             joins: founding.joins.clone(),
@@ -342,6 +352,8 @@ mod tests {
         };
         let config = managed.config(&founding).unwrap();
         assert_eq!(config.etcd.addresses, ["https://127.0.0.1:4802"]);
+        let keys = config.etcd.identity.clone().unwrap().key;
+        assert_eq!(keys, Path::new("/run/mesh-control/etcd/client.key"), "beside the socket");
         assert_eq!(
             (config.advertise_port, config.metrics_listen.to_string().as_str()),
             (99, "10.0.0.1:9465")
@@ -350,6 +362,8 @@ mod tests {
         assert!(matches!(managed.config(&bad), Err(ConfigError::Pool(_))));
         assert!(settings(&["--advertise", "10.0.0.1"]).is_err(), "docker swarm init says the address");
         assert!(settings(&["--etcd-ca", "ca.pem"]).is_err(), "of which etcd?");
+        let both = ["--etcd-run-dir", "/run/x", "--etcd", "http://127.0.0.1:1"];
+        assert!(settings(&both).is_err(), "whose keys would be there?");
         assert!(matches!(
             settings(&["--network-addr-pool", "10.0.0.0/8"]),
             Ok(Err(ConfigError::NetworkPool))

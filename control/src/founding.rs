@@ -18,8 +18,8 @@ use thiserror::Error;
 /// The file in the data directory.
 const FILE: &str = "manager.json";
 /// What belongs to a cluster, beside the directory of etcd; the record that there is one first.
-const OF_A_CLUSTER: [&str; 6] =
-    [FILE, "key.new", "key", "cluster-id", "join-token-worker", "join-token-manager"];
+const OF_A_CLUSTER: [&str; 7] =
+    [FILE, "key.new.part", "key.new", "key", "cluster-id", "join-token-worker", "join-token-manager"];
 
 /// The beginning of a manager.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@
 //!
 //! Left to others: bringing the files to the managers. Only the operator needs `ca.key`.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -239,7 +239,9 @@ fn write(path: &Path, mode: u32, text: &str) -> Result<(), PkiError> {
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh).map_err(failed)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-    std::fs::rename(&fresh, path).map_err(failed)
+    std::fs::rename(&fresh, path).map_err(failed)?;
+    let directory = path.parent().ok_or_else(|| failed(std::io::Error::other("a file needs a directory")))?;
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
 }
 
 #[cfg(test)]

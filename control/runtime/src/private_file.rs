@@ -21,11 +21,9 @@ pub fn create_private_dir(directory: &Path) -> io::Result<()> {
 /// # Errors
 /// An error of the file system; the old file still exists then.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let directory = path.parent().ok_or_else(|| io::Error::other("a file needs a directory"))?;
     let (fresh, file) = write_beside(path, contents)?;
     file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    File::open(directory)?.sync_all()
+    rename(&fresh, path)
 }
 
 /// Replaces `path` (mode 0600) by `contents` without a flush: the file outlives the process, but
@@ -38,12 +36,57 @@ pub fn replace_unflushed(path: &Path, contents: &[u8]) -> io::Result<()> {
     fs::rename(&fresh, path)
 }
 
+/// Makes `path` (mode 0600) with `contents`, flushed to the disk.
+///
+/// # Errors
+/// The file exists, or another error of the file system; there is no file with a part of the
+/// contents then.
+pub fn create(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".part");
+    let fresh = PathBuf::from(fresh);
+    write_new(&fresh, contents)?.sync_all()?;
+    // Unlike a rename, a link replaces no file.
+    let linked = fs::hard_link(&fresh, path);
+    remove_one(&fresh)?;
+    linked?;
+    sync_directory_of(path)
+}
+
+/// Renames `from` to `to`, in the same directory, and flushes that to the disk.
+///
+/// # Errors
+/// An error of the file system.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    sync_directory_of(to)
+}
+
+/// Flushes the names in the directory of `path` to the disk.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let directory = path.parent().ok_or_else(|| io::Error::other("a file needs a directory"))?;
+    File::open(directory)?.sync_all()
+}
+
+/// Where the new contents of `path` are until they are whole.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
 /// Writes `contents` to a new file beside `path`; returns its path and the open file.
 fn write_beside(path: &Path, contents: &[u8]) -> io::Result<(PathBuf, File)> {
-    let fresh = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    file.write_all(contents)?;
+    let fresh = beside(path);
+    let file = write_new(&fresh, contents)?;
     Ok((fresh, file))
+}
+
+/// Writes `contents` to `path`. A file that an earlier attempt left there is removed first: it
+/// could have another mode.
+fn write_new(path: &Path, contents: &[u8]) -> io::Result<File> {
+    remove_one(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(contents)?;
+    Ok(file)
 }
 
 /// The contents of `path`; `None` if there is no such file.
@@ -58,11 +101,16 @@ pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Removes `path`, if it exists.
+/// Removes `path`, and what an interrupted [`replace`] left beside it, if they exist.
 ///
 /// # Errors
-/// An error of the file system, other than the absence of the file.
+/// An error of the file system, other than the absence of the files.
 pub fn remove(path: &Path) -> io::Result<()> {
+    remove_one(path)?;
+    remove_one(&beside(path))
+}
+
+fn remove_one(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -90,5 +138,28 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).expect("it exists").permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(&directory)), (0o600, 0o700), "modes of the file and its directory");
         assert_eq!(fs::read_dir(&directory).expect("it is listed").count(), 1, "nothing else is left behind");
+        let left = directory.join("file.new");
+        fs::write(&left, "left by a process that was killed").expect("a file is left");
+        fs::set_permissions(&left, fs::Permissions::from_mode(0o644)).expect("others may read it");
+        replace(&path, b"three").expect("the file is replaced");
+        assert_eq!(mode(&path), 0o600, "the mode of what was left beside it");
+        fs::write(&left, "left by a process that was killed").expect("a file is left");
+        remove(&path).expect("both files are removed");
+        remove(&path).expect("absence is no error");
+        assert_eq!(fs::read_dir(&directory).expect("it is listed").count(), 0, "half a file is left behind");
+    }
+
+    #[test]
+    fn a_file_is_made_once_and_whole() {
+        let root = tempfile::tempdir().expect("a directory");
+        let path = root.path().join("key.new");
+        fs::write(root.path().join("key.new.part"), "left by a process that was killed").expect("a part");
+        create(&path, b"one").expect("the file is made");
+        let refused = create(&path, b"two").expect_err("the file exists").kind();
+        assert_eq!(refused, io::ErrorKind::AlreadyExists);
+        assert_eq!(read(&path).expect("the file is read").as_deref(), Some(b"one".as_slice()));
+        assert_eq!(fs::read_dir(root.path()).expect("it is listed").count(), 1, "a part was left behind");
+        let mode = fs::metadata(&path).expect("it exists").permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{FromRequestParts, Query, Request};
+use axum::http::Uri;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::middleware::Next;
@@ -160,6 +161,11 @@ fn parse<T: DeserializeOwned>(
 pub(crate) struct Params(HashMap<String, String>);
 
 impl Params {
+    /// The parameters of a call; none if they can't be parsed.
+    pub(crate) fn of(uri: &Uri) -> Self {
+        Query::try_from_uri(uri).map_or_else(|_| Self(HashMap::new()), |Query(map)| Self(map))
+    }
+
     /// A parameter's text.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)

@@ -56,7 +56,9 @@ use tower::Layer as _;
 
 use crate::context::ApiContext;
 use crate::metrics::api::ApiMetrics;
+pub(crate) use body::Params;
 use error::ApiError;
+pub(crate) use own_node::NO_OWN_ETCD;
 pub(crate) use version::unversioned;
 
 /// The API on the control socket: Docker's, for paths with and without the version, and what only

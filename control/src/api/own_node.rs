@@ -21,7 +21,7 @@ use crate::orders::ManagerOrder;
 use crate::own_node::OwnNodeError;
 
 /// The answer of a manager whose etcd is its operator's.
-const NO_OWN_ETCD: &str = "this manager's etcd is not its own (--etcd): stop mesh-control on this node, then demote and remove the node on another \
+pub(crate) const NO_OWN_ETCD: &str = "this manager's etcd is not its own (--etcd): stop mesh-control on this node, then demote and remove the node on another \
                            manager with docker node demote and docker node rm";
 
 /// The prefix of the path.

@@ -5,14 +5,12 @@
 //! Invariants: a cluster that can't be founded or joined leaves nothing behind, and the manager
 //! waits again; etcd ends after everything that uses it.
 
-use std::net::SocketAddr;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use mesh_runtime::{Components, follow_signals, supervisor, unix_socket};
-use mesh_state::cluster::EtcdPlace;
 use mesh_state::store::EtcdStore;
 use serde_json::json;
 use tokio::net::UnixListener;
@@ -21,15 +19,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::init_desk::Beginning;
-use super::unlock::Opening;
+use super::unlock::{Opening, Start};
 use super::{
-    Managed, OWNERS_ALONE, SHUTDOWN_GRACE, Served, bind_tcp, init_desk, remove_socket, serve_cluster, unlock,
+    Managed, OWNERS_ALONE, SHUTDOWN_GRACE, bind_tcp, init_desk, own_etcd, remove_socket, serve_cluster,
+    unlock,
 };
 use crate::config::{Config, ManagedSettings};
 use crate::context::ApiContext;
 use crate::founding::{self, Founding};
 use crate::handover::Handover;
-use crate::leader::etcd_members::Members;
 use crate::managed_etcd::resignation::{self, Outcome};
 use crate::managed_etcd::{self, ManagedEtcd, peer_url};
 use crate::orders::{ManagerOrder, Orders};
@@ -55,9 +53,10 @@ pub(super) async fn run(settings: ManagedSettings) -> anyhow::Result<()> {
     let mut life = Life { settings, socket: &socket, components: &components, orders };
     let lived = life.live(ordered).await;
     stop.cancel();
+    let removed = own_etcd::remove_keys(&life.settings).await;
     let ended = components.wait(SHUTDOWN_GRACE).await;
     remove_socket(&socket_path);
-    lived.and(ended)
+    lived.and(ended).and(removed)
 }
 
 /// What lives as long as the process.
@@ -113,12 +112,19 @@ impl Life<'_> {
     async fn live(&mut self, mut ordered: mpsc::Receiver<ManagerOrder>) -> anyhow::Result<()> {
         let stop = self.components.stopping();
         let waiting = share(self.socket)?;
-        let Some(opening) = unlock::opened(&self.settings.data_dir, &waiting, stop).await? else {
-            return Ok(());
+        // Those of a process that was killed: nobody needs them while this one is locked.
+        own_etcd::remove_keys(&self.settings).await?;
+        let mut opening = match unlock::opened(&self.settings.data_dir, &waiting, true, stop).await? {
+            Start::Opened(opening) => Some(opening),
+            Start::Leaves => {
+                warn!("by order, this manager leaves its cluster while it is locked");
+                self.clear().await?;
+                None
+            }
+            Start::Stops => return Ok(()),
         };
         drop(waiting);
-        self.settings = self.settings.unlocked_with(opening.key());
-        let mut opening = Some(opening);
+        self.settings = self.settings.unlocked_with(opening.as_ref().and_then(Opening::key));
         let mut manner = Manner::default();
         loop {
             let Some((founding, running, begun)) = self.next(manner, &mut ordered).await? else {
@@ -232,7 +238,10 @@ impl Life<'_> {
         manner: Manner,
         ordered: &mut mpsc::Receiver<ManagerOrder>,
     ) -> anyhow::Result<(Founding, Running, Begun)> {
-        let config = self.settings.config(&founding)?;
+        let mut config = self.settings.config(&founding)?;
+        if let Some(handover) = &handover {
+            config.unlock = handover.unlock_key()?;
+        }
         let force_new_cluster = manner.force_new_cluster;
         let etcd = ManagedEtcd { force_new_cluster, ..self.settings.etcd(&founding) };
         let running = Running { parts: self.components.phase(), own_etcd: Components::default() };
@@ -270,17 +279,19 @@ impl Life<'_> {
         running: &Running,
         limit: Option<Duration>,
     ) -> anyhow::Result<(String, ApiContext)> {
-        let (parts, own_etcd) = (&running.parts, &running.own_etcd);
+        let (parts, etcd_part) = (&running.parts, &running.own_etcd);
         let listeners = bind_tcp(config, share(self.socket)?).await?;
-        prepare(config, &etcd, founding, handover).await?;
-        let managed = Managed { pki: etcd.certificates(), orders: self.orders.clone() };
+        let sealer = own_etcd::prepare(config, &etcd, founding, handover).await?;
+        let managed = Managed { pki: etcd.pki(), orders: self.orders.clone() };
         let (failure, failed) = watch::channel(None);
-        let ends = own_etcd.stopping().clone();
-        own_etcd.spawn("etcd", async move { Ok(managed_etcd::supervise(etcd, failure, ends).await?) });
+        let ends = etcd_part.stopping().clone();
+        etcd_part.spawn("etcd", async move {
+            Ok(managed_etcd::supervise(etcd, Arc::new(sealer), failure, ends).await?)
+        });
         let serving = serve_cluster(config, listeners, parts, Some(managed));
         let served = tokio::select! {
             served = serving => served?,
-            () = own_etcd.stopping().cancelled() => anyhow::bail!("etcd can't be started: is the package etcd-server installed?"),
+            () = etcd_part.stopping().cancelled() => anyhow::bail!("etcd can't be started: is the package etcd-server installed?"),
             () = late(limit) => {
                 let reason = failed.borrow().clone().unwrap_or_else(|| "etcd doesn't answer".to_owned());
                 let seconds = limit.unwrap_or_default().as_secs();
@@ -288,7 +299,7 @@ impl Life<'_> {
             }
         };
         let served = served.context("this manager stops")?;
-        start_upkeep(config, parts, &served);
+        own_etcd::start_upkeep(config, parts, &served);
         Ok((served.manager_token, served.context))
     }
 
@@ -314,54 +325,10 @@ impl Life<'_> {
 
     /// Removes what belongs to a cluster.
     async fn clear(&self) -> anyhow::Result<()> {
+        own_etcd::remove_keys(&self.settings).await?;
         let (data, etcd) = (self.settings.data_dir.clone(), self.settings.etcd_directory());
         Ok(tokio::task::spawn_blocking(move || founding::clear(&data, &etcd)).await??)
     }
-}
-
-/// Writes what the manager needs before etcd starts: the founding first, see [`founding::settle`].
-async fn prepare(
-    config: &Config,
-    etcd: &ManagedEtcd,
-    founding: &Founding,
-    handover: Option<Handover>,
-) -> anyhow::Result<()> {
-    let (founding, data, etcd) = (founding.clone(), config.data_dir.clone(), etcd.clone());
-    tokio::task::spawn_blocking(move || {
-        founding.store(&data)?;
-        if let Some(handover) = handover {
-            handover.store(&data, &etcd.certificates())?;
-        }
-        etcd.prepare()?;
-        anyhow::Ok(())
-    })
-    .await?
-}
-
-/// Starts what keeps etcd and its members in order.
-fn start_upkeep(config: &Config, parts: &Components, served: &Served) {
-    let upkeep = managed_etcd::upkeep::run(Arc::clone(&served.etcd), parts.stopping().clone());
-    parts.spawn("etcd's upkeep", async move {
-        upkeep.await;
-        Ok(())
-    });
-    let members = Members {
-        etcd: Arc::clone(&served.etcd),
-        store: Arc::clone(&served.context.store),
-        feed: served.context.feed.clone(),
-        leadership: served.leadership.clone(),
-        own_node: served.context.own_node.follow(),
-        own: EtcdPlace {
-            name: config.name.clone(),
-            peer_url: peer_url(config.advertise),
-            address: SocketAddr::new(config.advertise, config.advertise_port).to_string(),
-        },
-    };
-    let stop = parts.stopping().clone();
-    parts.spawn("etcd's members", async move {
-        members.run(stop).await;
-        Ok(())
-    });
 }
 
 /// Serves until the process stops, a part or etcd fails, or an order comes, which it returns.

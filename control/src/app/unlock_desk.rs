@@ -1,7 +1,8 @@
 //! Answers the control socket while this manager is locked, and takes the call that unlocks it.
 //!
-//! Invariants: only the socket's owner, root, can call; everything but `_ping`, `info` and `unlock`
-//! is refused in Swarm's words; the client with the right key is answered once the manager serves.
+//! Invariants: only the socket's owner, root, can call; everything but `_ping`, `info`, `unlock`
+//! and a forced leave is refused in Swarm's words; the client with the right key is answered once
+//! the manager serves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use mesh_state::api_paths::LOCKED;
+use mesh_state::api_paths::{LOCKED, RESIGN_PATH};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -19,7 +20,7 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::desk::{Desk, serve_until};
-use crate::api::unversioned;
+use crate::api::{NO_OWN_ETCD, Params, unversioned};
 use crate::seal::key_file::WrappedKey;
 use crate::seal::unlock_key::UnlockKey;
 
@@ -35,12 +36,17 @@ const BODY_BYTES_MAX: usize = 4 << 10;
 /// How long the client with the right key waits for the manager to serve, as in Swarm.
 const SERVING_LIMIT: Duration = Duration::from_secs(20);
 
-/// The right key came.
-pub(super) struct Unlocked {
-    /// The unlock key that opened the key file.
-    pub(super) key: UnlockKey,
-    /// Whom to tell that the manager serves.
-    pub(super) client: oneshot::Sender<()>,
+/// What ends the wait.
+pub(super) enum Taken {
+    /// The right key came.
+    Key {
+        /// The unlock key that opened the key file.
+        key: UnlockKey,
+        /// Whom to tell that the manager serves.
+        client: oneshot::Sender<()>,
+    },
+    /// This manager is to leave its cluster by force.
+    Leave,
 }
 
 #[derive(Deserialize)]
@@ -55,32 +61,38 @@ struct UnlockDesk {
     wrapped: Arc<WrappedKey>,
     /// The id of this manager's node; empty if it isn't known.
     node: String,
-    unlocks: mpsc::Sender<Unlocked>,
+    /// Whether this manager can leave; one with an etcd of its operator's can't.
+    may_leave: bool,
+    takes: mpsc::Sender<Taken>,
 }
 
-/// Serves `listener` until a client gives the key that opens `wrapped`.
-pub(super) async fn wait(listener: &UnixListener, wrapped: Arc<WrappedKey>, node: String) -> Unlocked {
-    let (unlocks, unlocked) = mpsc::channel(1);
-    let desk = UnlockDesk { wrapped, node, unlocks };
-    serve_until(listener, desk, unlocked).await
+/// Serves `listener` until a client gives the key that opens `wrapped`, or makes this manager leave
+/// if it `may_leave`.
+pub(super) async fn wait(
+    listener: &UnixListener,
+    wrapped: Arc<WrappedKey>,
+    node: String,
+    may_leave: bool,
+) -> Taken {
+    let (takes, outcome) = mpsc::channel(1);
+    let desk = UnlockDesk { wrapped, node, may_leave, takes };
+    serve_until(listener, desk, outcome).await
 }
 
 impl Desk for UnlockDesk {
     const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let force = request.uri().query().unwrap_or_default().split('&').any(|part| part == "force=1");
+        let force = Params::of(request.uri()).flag("force");
         match (request.method(), unversioned(request.uri().path())) {
             (_, "/healthz") => response(StatusCode::OK, &json!("locked: waits for docker swarm unlock")),
             (&Method::GET | &Method::HEAD, "/_ping") => response(StatusCode::OK, &json!("OK")),
             (&Method::GET, "/info") => response(StatusCode::OK, &self.info()),
             (&Method::POST, "/swarm/unlock") => self.unlock(request).await,
-            (&Method::POST, "/swarm/leave") if force => refusal(
-                StatusCode::NOT_IMPLEMENTED,
-                "a locked manager can't leave: unlock it first, or purge mesh-control on this node and remove the node on \
-                 another manager",
-            ),
-            (&Method::POST, "/swarm/leave") => refusal(StatusCode::SERVICE_UNAVAILABLE, LEAVE_REFUSAL),
+            (&Method::POST, "/swarm/leave" | RESIGN_PATH) if force => self.leave(),
+            (&Method::POST, "/swarm/leave" | RESIGN_PATH) => {
+                refusal(StatusCode::SERVICE_UNAVAILABLE, LEAVE_REFUSAL)
+            }
             _ => refusal(StatusCode::SERVICE_UNAVAILABLE, REFUSAL),
         }
     }
@@ -93,6 +105,17 @@ impl UnlockDesk {
             "Error": REFUSAL, "RemoteManagers": null,
         });
         json!({ "Swarm": swarm })
+    }
+
+    /// Takes the order to leave. The manager waits for a cluster soon after.
+    fn leave(&self) -> Response<Full<Bytes>> {
+        if !self.may_leave {
+            return refusal(StatusCode::NOT_IMPLEMENTED, NO_OWN_ETCD);
+        }
+        match self.takes.try_send(Taken::Leave) {
+            Ok(()) => response(StatusCode::ACCEPTED, &json!({})),
+            Err(_) => refusal(StatusCode::CONFLICT, "swarm is not locked"),
+        }
     }
 
     /// Takes the key, and answers once the manager serves, or after Swarm's limit.
@@ -114,7 +137,7 @@ impl UnlockDesk {
             return refusal(StatusCode::UNAUTHORIZED, WRONG_KEY);
         }
         let (client, serving) = oneshot::channel();
-        if self.unlocks.try_send(Unlocked { key, client }).is_err() {
+        if self.takes.try_send(Taken::Key { key, client }).is_err() {
             return refusal(StatusCode::CONFLICT, "swarm is not locked");
         }
         match tokio::time::timeout(SERVING_LIMIT, serving).await {

@@ -16,8 +16,8 @@ impl ManagedEtcd {
     /// etcd reads the `initial` ones only while its data directory is empty; from then on, the
     /// members are in its data.
     pub fn arguments(&self) -> Vec<OsString> {
-        let pki = self.certificates();
-        let file = |name: &str| pki.join(name).into_os_string();
+        let file = |name: &str| self.run_dir.join(name).into_os_string();
+        let ca = self.pki().join("ca.pem").into_os_string();
         let text = OsString::from;
         let clients = format!("https://127.0.0.1:{CLIENT_PORT}");
         let peers = peer_url(self.advertise);
@@ -39,11 +39,11 @@ impl ManagedEtcd {
             ("--initial-cluster", text(members)),
             ("--initial-cluster-state", text(state.to_owned())),
             ("--client-cert-auth", text("true".to_owned())),
-            ("--trusted-ca-file", file("ca.pem")),
+            ("--trusted-ca-file", ca.clone()),
             ("--cert-file", file("member.pem")),
             ("--key-file", file("member.key")),
             ("--peer-client-cert-auth", text("true".to_owned())),
-            ("--peer-trusted-ca-file", file("ca.pem")),
+            ("--peer-trusted-ca-file", ca),
             ("--peer-cert-file", file("member.pem")),
             ("--peer-key-file", file("member.key")),
             ("--peer-cert-allowed-cn", text(MEMBER_NAME.to_owned())),
@@ -74,6 +74,7 @@ mod tests {
         ManagedEtcd {
             program: "etcd".into(),
             directory: "/d".into(),
+            run_dir: "/r".into(),
             name: "m1".to_owned(),
             advertise: [10, 0, 0, 1].into(),
             joins: None,
@@ -110,6 +111,9 @@ mod tests {
             "--client-cert-auth=true",
             "--peer-client-cert-auth=true",
             "--peer-cert-allowed-cn=mesh-etcd",
+            "--trusted-ca-file=/d/pki/ca.pem",
+            "--key-file=/r/member.key",
+            "--peer-key-file=/r/member.key",
             "--initial-cluster=m1=https://10.0.0.1:4803",
         ] {
             assert!(arguments.iter().any(|one| one == expected), "expected {expected} in {arguments:?}");

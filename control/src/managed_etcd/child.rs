@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_runtime::backoff::Backoff;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{ManagedEtcd, ManagedEtcdError};
+use crate::seal::Sealer;
 
 /// The program that makes the kernel signal a child when its parent dies (util-linux).
 const SETPRIV: &str = "setpriv";
@@ -26,15 +28,18 @@ const RESTART_CAP: Duration = Duration::from_secs(30);
 const STABLE: Duration = Duration::from_mins(1);
 /// How long the child may take to end once asked to.
 const STOP_LIMIT: Duration = Duration::from_secs(4);
-/// How often the age of the certificates is checked.
-const CERTIFICATE_INTERVAL: Duration = Duration::from_hours(1);
+/// How often the age of the certificates is checked. Often, as those that were made before the
+/// machine's clock was set may be of no use.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Keeps the child running until `shutdown`. Publishes why it doesn't run in `failure`.
+/// Keeps the child running until `shutdown`; `sealer` opens its CA for new certificates. Publishes
+/// why it doesn't run in `failure`.
 ///
 /// # Errors
 /// The program can't be started at all.
 pub async fn supervise(
     mut etcd: ManagedEtcd,
+    sealer: Arc<Sealer>,
     failure: watch::Sender<Option<String>>,
     shutdown: CancellationToken,
 ) -> Result<(), ManagedEtcdError> {
@@ -45,7 +50,7 @@ pub async fn supervise(
         etcd.force_new_cluster = false;
         let begun = Instant::now();
         info!(pid = child.id(), directory = %etcd.directory.display(), "etcd runs");
-        let Some(ended) = attend(&etcd, &mut child, &shutdown).await else {
+        let Some(ended) = attend(&etcd, &sealer, &mut child, &shutdown).await else {
             stop(child).await;
             return Ok(());
         };
@@ -93,6 +98,7 @@ fn find(program: &Path) -> Option<PathBuf> {
 /// Waits for the child's end, and renews certificates meanwhile; `None` at `shutdown`.
 async fn attend(
     etcd: &ManagedEtcd,
+    sealer: &Arc<Sealer>,
     child: &mut Child,
     shutdown: &CancellationToken,
 ) -> Option<std::io::Result<ExitStatus>> {
@@ -102,8 +108,8 @@ async fn attend(
             () = shutdown.cancelled() => return None,
             ended = child.wait() => return Some(ended),
             _ = checks.tick() => {
-                let etcd = etcd.clone();
-                match tokio::task::spawn_blocking(move || etcd.prepare()).await {
+                let (etcd, sealer) = (etcd.clone(), Arc::clone(sealer));
+                match tokio::task::spawn_blocking(move || etcd.prepare(&sealer)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => warn!(error = %error_chain(&error), "can't renew etcd's certificates; will try again"),
                     Err(error) => warn!(error = %error_chain(&error), "can't renew etcd's certificates; will try again"),

@@ -1,15 +1,16 @@
 //! An etcd of this manager's own, run as a child: the default, without `--etcd`.
 //!
-//! Purpose: an operator installs Debian's `etcd-server` and never sees it. Its data, its CA and its
-//! certificates are below `DATA/etcd`.
+//! Purpose: an operator installs Debian's `etcd-server` and never sees it. Its data and its CA are
+//! below `DATA/etcd`, its certificates in a directory in memory.
 //!
 //! Invariants: clients are served on loopback alone and members at the advertised address alone,
-//! both by mutual TLS; nothing is served in plain text. The child ends with this process, however
-//! that ends.
+//! both by mutual TLS; nothing is served in plain text. No private key is on a disk in clear. The
+//! child ends with this process, however that ends.
 //!
 //! Left to others: what is stored in it (mesh-state), the cluster's own CA ([`crate::ca`]).
 
 pub mod arguments;
+pub mod authority;
 mod certificates;
 mod child;
 pub mod plan;
@@ -22,8 +23,12 @@ use std::path::{Path, PathBuf};
 
 use chrono::Utc;
 use mesh_etcd_pki::PkiError;
+use mesh_runtime::private_file::create_private_dir;
 use mesh_state::store::{EtcdAccess, EtcdIdentity};
 use thiserror::Error;
+
+use crate::seal::Sealer;
+use authority::AuthorityError;
 
 pub use child::supervise;
 
@@ -38,8 +43,10 @@ pub const PEER_PORT: u16 = 4803;
 pub struct ManagedEtcd {
     /// The program to run, looked for in `PATH` if it is a bare name.
     pub program: PathBuf,
-    /// The directory of its data and certificates.
+    /// The directory of its data and its CA.
     pub directory: PathBuf,
+    /// The directory in memory of its certificates and their keys.
+    pub run_dir: PathBuf,
     /// Its name among the members.
     pub name: String,
     /// The address at which other managers reach it.
@@ -68,6 +75,27 @@ pub enum ManagedEtcdError {
         #[source]
         source: std::io::Error,
     },
+    /// The directory of private keys would be on a disk.
+    #[error(
+        "{} is on a disk, and etcd's private keys must not be: name a directory on a tmpfs, as below /run, with --etcd-run-dir",
+        path.display()
+    )]
+    OnDisk {
+        /// The directory of the keys.
+        path: PathBuf,
+    },
+    /// The private keys can't be removed.
+    #[error("remove etcd's private keys from {}", path.display())]
+    Clear {
+        /// The directory of the keys.
+        path: PathBuf,
+        /// The kernel's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The CA can't be used.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
     /// A certificate can't be made.
     #[error("make the certificates of etcd")]
     Certificates(#[from] PkiError),
@@ -91,39 +119,52 @@ impl ManagedEtcd {
         self.directory.join("data")
     }
 
-    /// The directory of its certificates.
-    pub fn certificates(&self) -> PathBuf {
+    /// The directory of its CA.
+    pub fn pki(&self) -> PathBuf {
         self.directory.join("pki")
     }
 
-    /// Makes what the child needs before it starts: directories and certificates. Blocks.
+    /// Makes what the child needs before it starts: directories, the CA, and certificates with
+    /// their keys. Blocks.
     ///
     /// # Errors
     /// A file or a certificate can't be made.
-    pub fn prepare(&self) -> Result<(), ManagedEtcdError> {
-        for path in [self.directory.clone(), self.data(), self.certificates()] {
-            mesh_runtime::private_file::create_private_dir(&path)
-                .map_err(|source| ManagedEtcdError::Directory { path, source })?;
+    pub fn prepare(&self, sealer: &Sealer) -> Result<(), ManagedEtcdError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ManagedEtcdError::Directory { path, source }
+        };
+        for path in [self.directory.clone(), self.data(), self.pki()] {
+            create_private_dir(&path).map_err(failed(&path))?;
         }
-        certificates::refresh(&self.certificates(), self.advertise, Utc::now())?;
+        if !certificates::make_directory(&self.run_dir).map_err(failed(&self.run_dir))? {
+            return Err(ManagedEtcdError::OnDisk { path: self.run_dir.clone() });
+        }
+        let now = Utc::now();
+        let authority = authority::open(&self.pki(), sealer, now)?;
+        certificates::refresh(&authority, &self.run_dir, self.advertise, now)?;
         Ok(())
     }
 
     /// How this manager reaches the child.
     pub fn access(&self) -> EtcdAccess {
-        access(&self.certificates())
+        EtcdAccess {
+            addresses: vec![format!("https://127.0.0.1:{CLIENT_PORT}")],
+            ca: Some(self.pki().join("ca.pem")),
+            identity: Some(EtcdIdentity {
+                certificate: self.run_dir.join("client.pem"),
+                key: self.run_dir.join("client.key"),
+            }),
+            ..EtcdAccess::default()
+        }
     }
 }
 
-/// The access to the child whose certificates are in `directory`.
-fn access(directory: &Path) -> EtcdAccess {
-    EtcdAccess {
-        addresses: vec![format!("https://127.0.0.1:{CLIENT_PORT}")],
-        ca: Some(directory.join("ca.pem")),
-        identity: Some(EtcdIdentity {
-            certificate: directory.join("client.pem"),
-            key: directory.join("client.key"),
-        }),
-        ..EtcdAccess::default()
-    }
+/// Removes the private keys of a child that has ended. Blocks.
+///
+/// # Errors
+/// [`ManagedEtcdError::Clear`]
+pub fn remove_keys(run_dir: &Path) -> Result<(), ManagedEtcdError> {
+    certificates::clear(run_dir)
+        .map_err(|source| ManagedEtcdError::Clear { path: run_dir.to_owned(), source })
 }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_runtime::error_chain;
-use mesh_state::cluster::EtcdPlace;
+use mesh_state::cluster::{Cluster, EtcdPlace};
 use mesh_state::ids::NodeId;
 use mesh_state::node::{Node, NodeRole};
 use mesh_state::proto::{BecomeManagerRequest, BecomeManagerResponse};
@@ -23,6 +23,7 @@ use tracing::info;
 use super::end::not_a_member;
 use super::membership::Admission;
 use super::own_etcd::OwnEtcd;
+use crate::context::unlock_key;
 use crate::handover::{Handover, PUBLIC_KEY_BYTES};
 use crate::managed_etcd::peer_url;
 use crate::managed_etcd::plan::{Opening, opening};
@@ -57,17 +58,24 @@ impl Admission {
         let members = self.take_place(own, &place).await?;
         self.note(id, revision, &place).await?;
         let (sealer, pki) = (Arc::clone(&self.context.sealer), own.pki.clone());
-        let snapshot = self.context.snapshot();
-        let cluster =
-            snapshot.cluster.as_ref().ok_or_else(|| Status::unavailable("etcd was not read yet"))?;
-        let cluster = cluster.id.clone();
+        let cluster = self.cluster().await?;
+        let unlock = unlock_key(&cluster, &sealer).map_err(|error| Status::internal(error_chain(&error)))?;
         let sealing = tokio::task::spawn_blocking(move || {
-            Handover::gather(cluster, &sealer, &pki, members)?.seal(&request.public_key, &request.name)
+            Handover::gather(cluster.id, &sealer, unlock.as_ref(), &pki, members)?
+                .seal(&request.public_key, &request.name)
         });
         let made = sealing.await.map_err(|error| Status::internal(error.to_string()))?;
         let package = made.map_err(|error| Status::internal(error_chain(&error)))?;
         info!(node = %id, name = place.name, %address, "a node becomes a manager");
         Ok(Response::new(BecomeManagerResponse { sealed: package }))
+    }
+
+    /// The cluster's record, from etcd: this manager's snapshot may be older than autolock.
+    async fn cluster(&self) -> Result<Cluster, Status> {
+        let stored = self.context.store.get(keys::CLUSTER).await.map_err(|error| unavailable(&error))?;
+        let item = stored.ok_or_else(|| Status::unavailable("etcd holds no cluster"))?;
+        codec::decode(&item.value)
+            .map_err(|error| Status::internal(format!("read the cluster's record: {error}")))
     }
 
     /// The revision of the node's record, if its role is manager.

@@ -3,9 +3,9 @@
 //! Invariants: only its owner can read it; it is replaced as a whole, so that a manager that is
 //! killed meanwhile finds the old form or the new one.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use mesh_runtime::private_file;
@@ -15,6 +15,11 @@ use zeroize::Zeroizing;
 use super::unlock_key::UnlockKey;
 use super::{KEY_BYTES, SealError, Sealer};
 
+/// The key file's name in the data directory.
+pub const KEY_FILE: &str = "key";
+/// The name of the file with the key of a cluster whose record may not be in etcd yet. While the
+/// key file is replaced, its new contents have that name too.
+pub const FRESH_KEY_FILE: &str = "key.new";
 /// The beginning of a wrapped key file. With it, no wrapped key is as short as one in clear.
 const WRAPPED: &[u8] = b"mesh wrapped key 1\n";
 /// The purpose that the cluster's key is sealed for when it is wrapped.
@@ -95,9 +100,7 @@ impl Sealer {
         let failed = |source| SealError::KeyFile { operation: "create", path: path.to_owned(), source };
         let mut key = Zeroizing::new([0; KEY_BYTES]);
         rand::rng().fill_bytes(key.as_mut_slice());
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-        file.write_all(key.as_slice()).and_then(|()| file.sync_all()).map_err(failed)?;
+        private_file::create(path, key.as_slice()).map_err(failed)?;
         Ok(Self::new(&key))
     }
 

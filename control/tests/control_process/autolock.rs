@@ -10,7 +10,7 @@ use crate::support::eventually;
 const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it.";
 
 /// Turns autolock on or off, or rotates its key; returns the unlock key of then.
-async fn update(manager: &Manager, locks: bool, rotates: bool) -> String {
+pub(super) async fn update(manager: &Manager, locks: bool, rotates: bool) -> String {
     let (_, mut swarm) = manager.docker().get("/swarm").await.unwrap();
     swarm["Spec"]["EncryptionConfig"]["AutoLockManagers"] = json!(locks);
     let version = &swarm["Version"]["Index"];
@@ -21,13 +21,13 @@ async fn update(manager: &Manager, locks: bool, rotates: bool) -> String {
     key["UnlockKey"].as_str().unwrap().to_owned()
 }
 
-async fn unlock(manager: &Manager, key: &str) -> (u16, Value) {
+pub(super) async fn unlock(manager: &Manager, key: &str) -> (u16, Value) {
     let body = json!({ "UnlockKey": key });
     manager.docker().call(Method::POST, "/v1.41/swarm/unlock", Some(&body)).await.unwrap()
 }
 
 /// Kills the manager, starts it again, and returns the state that `docker info` shows of it then.
-async fn restarted(manager: &mut Manager) -> String {
+pub(super) async fn restarted(manager: &mut Manager) -> String {
     manager.kill();
     manager.restart();
     eventually("an answer to /info", async || {
@@ -63,6 +63,9 @@ async fn a_restarted_manager_with_autolock_waits_for_its_key() {
     }
     let (status, left) = manager.docker().call(Method::POST, "/swarm/leave", None).await.unwrap();
     assert!(status == 503 && left["message"].as_str().unwrap().starts_with("Swarm is encrypted and locked."));
+    // Its etcd is its operator's: so it is for a manager that is not locked.
+    let (status, _) = manager.docker().call(Method::POST, "/mesh/resign?force=1", None).await.unwrap();
+    assert_eq!(status, 501);
     let other = format!("SWMKEY-1-{}", "A".repeat(43));
     let wrong = json!({"message": "swarm could not be unlocked: invalid key provided"});
     assert_eq!(unlock(&manager, &other).await, (401, wrong.clone()));

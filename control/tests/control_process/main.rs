@@ -9,6 +9,7 @@ mod delivery;
 mod emptied;
 mod leaving;
 mod logs;
+mod own_etcd;
 mod propagation;
 mod remote_api;
 mod renewal;

@@ -16,19 +16,8 @@ const HOUSE: &str = "control/src/";
 
 /// The rooms from the lowest floor up. A room may import from all floors below its own.
 const FLOORS: &[&[&str]] = &[
-    &[
-        "ca",
-        "cli",
-        "docker_json",
-        "doors",
-        "founding",
-        "managed_etcd",
-        "orders",
-        "own_store",
-        "plan",
-        "pool",
-        "seal",
-    ],
+    &["ca", "cli", "docker_json", "doors", "founding", "orders", "own_store", "plan", "pool", "seal"],
+    &["managed_etcd"],
     &["config", "feed", "handover", "own_node", "vault", "waiting"],
     &["logs", "slots"],
     &["context", "planners"],

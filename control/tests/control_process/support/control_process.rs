@@ -1,7 +1,7 @@
 //! A mesh-control process on loopback ports, killed when dropped.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use mesh_state::cluster::Cluster;
@@ -13,10 +13,14 @@ use tempfile::TempDir;
 use super::docker::Docker;
 use super::eventually;
 
+/// The level of a manager's log.
+const LOG: &str = "debug,h2=info,hyper=info,tower=info,tonic=info,rustls=info";
+
 /// A running manager.
 pub(crate) struct Manager {
     name: String,
-    etcd: EtcdAccess,
+    /// The access to its etcd; `None` if it runs one of its own.
+    etcd: Option<EtcdAccess>,
     pub(crate) child: Child,
     pub(crate) directory: TempDir,
     pub(crate) nodes: SocketAddr,
@@ -33,9 +37,24 @@ impl Manager {
             std::fs::create_dir(directory.path().join("data")).unwrap();
             std::fs::copy(first.data().join("key"), directory.path().join("data/key")).unwrap();
         }
+        write_settings(&directory, LOG, "");
+        Self::run(name, Some(etcd.access()), directory)
+    }
+
+    /// Starts a manager called `name` that waits for a cluster, with an etcd of its own, whose
+    /// ports no other can have meanwhile. All that it has is on a disk, but for what is in
+    /// `run_dir`.
+    pub(crate) fn with_own_etcd(name: &str, run_dir: Option<&Path>) -> Self {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let run_dir = run_dir.map(|path| format!("etcd-run-dir = \"{}\"\n", path.display()));
+        write_settings(&directory, LOG, &run_dir.unwrap_or_default());
+        Self::run(name, None, directory)
+    }
+
+    fn run(name: &str, etcd: Option<EtcdAccess>, directory: TempDir) -> Self {
         let listeners @ [nodes, metrics, remote] = [(); 3].map(|()| free_address());
-        let child = run(name, &etcd.access(), &directory, listeners);
-        Self { name: name.to_owned(), etcd: etcd.access(), child, directory, nodes, metrics, remote }
+        let child = run(name, etcd.as_ref(), &directory, listeners);
+        Self { name: name.to_owned(), etcd, child, directory, nodes, metrics, remote }
     }
 
     /// Restarts it after [`Manager::kill`] with the same state, and waits until it serves.
@@ -47,7 +66,7 @@ impl Manager {
     /// Restarts it after [`Manager::kill`], without waiting.
     pub(crate) fn restart(&mut self) {
         let listeners = [self.nodes, self.metrics, self.remote];
-        self.child = run(&self.name, &self.etcd, &self.directory, listeners);
+        self.child = run(&self.name, self.etcd.as_ref(), &self.directory, listeners);
     }
 
     async fn ready(&self) {
@@ -117,23 +136,23 @@ pub(crate) async fn ca_pem(etcd: &EtcdProcess) -> String {
 /// Starts a mesh-control process that logs to a file.
 fn run(
     name: &str,
-    etcd: &EtcdAccess,
+    etcd: Option<&EtcdAccess>,
     directory: &TempDir,
     [nodes, metrics, remote]: [SocketAddr; 3],
 ) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.path().join("log"));
-    let (ca, identity) = (etcd.ca.as_ref().unwrap(), etcd.identity.as_ref().unwrap());
-    Command::new(env!("CARGO_BIN_EXE_mesh-control"))
-        .arg("--etcd-ca")
-        .arg(ca)
-        .arg("--etcd-cert")
-        .arg(&identity.certificate)
-        .arg("--etcd-key")
-        .arg(&identity.key)
-        .args(["--etcd", &etcd.addresses.join(","), "--name", name, "--advertise", "127.0.0.1"])
-        .args(["--node-listen", &nodes.to_string(), "--metrics-listen", &metrics.to_string()])
-        .args(["--docker-listen", &remote.to_string()])
-        .args(["--log", "debug,h2=info,hyper=info,tower=info,tonic=info,rustls=info"])
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
+    if let Some(etcd) = etcd {
+        let (ca, identity) = (etcd.ca.as_ref().unwrap(), etcd.identity.as_ref().unwrap());
+        command.args(["--etcd", &etcd.addresses.join(","), "--advertise", "127.0.0.1"]);
+        command.arg("--etcd-ca").arg(ca).arg("--etcd-cert").arg(&identity.certificate);
+        command.arg("--etcd-key").arg(&identity.key).args(["--node-listen", &nodes.to_string()]);
+        command.args(["--docker-listen", &remote.to_string()]);
+    }
+    command
+        .args(["--name", name, "--metrics-listen", &metrics.to_string()])
+        .arg("--config")
+        .arg(settings_file(directory))
         .arg("--data-dir")
         .arg(directory.path().join("data"))
         .arg("--socket")
@@ -142,6 +161,15 @@ fn run(
         .stderr(log.unwrap())
         .spawn()
         .unwrap()
+}
+
+fn settings_file(directory: &TempDir) -> PathBuf {
+    directory.path().join("control.toml")
+}
+
+/// Writes the settings of a manager: the level of its log, and `more` of them.
+fn write_settings(directory: &TempDir, log: &str, more: &str) {
+    std::fs::write(settings_file(directory), format!("log = \"{log}\"\n{more}")).unwrap();
 }
 
 fn free_address() -> SocketAddr {

@@ -1,0 +1,71 @@
+//! What a manager with an etcd of its own does before that starts, while it runs, and after it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_runtime::Components;
+use mesh_state::cluster::EtcdPlace;
+
+use super::Served;
+use crate::at_rest;
+use crate::config::{Config, ManagedSettings};
+use crate::founding::Founding;
+use crate::handover::Handover;
+use crate::leader::etcd_members::Members;
+use crate::managed_etcd::{self, ManagedEtcd, authority, peer_url};
+use crate::seal::Sealer;
+
+/// Writes what the manager needs before etcd starts: the founding first, see
+/// [`crate::founding::settle`]. Returns the sealer that opens etcd's CA.
+pub(super) async fn prepare(
+    config: &Config,
+    etcd: &ManagedEtcd,
+    founding: &Founding,
+    handover: Option<Handover>,
+) -> anyhow::Result<Sealer> {
+    let (founding, data, etcd) = (founding.clone(), config.data_dir.clone(), etcd.clone());
+    let unlock = config.unlock.clone();
+    tokio::task::spawn_blocking(move || {
+        founding.store(&data)?;
+        if let Some(handover) = handover {
+            handover.store(&data, &etcd.pki())?;
+        }
+        // A CA of etcd shows that the cluster has its key already.
+        let sealer = at_rest::own_sealer(&data, unlock.as_ref(), !authority::exists(&etcd.pki()))?;
+        etcd.prepare(&sealer)?;
+        anyhow::Ok(sealer)
+    })
+    .await?
+}
+
+/// Removes etcd's private keys from memory, where it no longer runs.
+pub(super) async fn remove_keys(settings: &ManagedSettings) -> anyhow::Result<()> {
+    let directory = settings.etcd_run_dir().to_owned();
+    Ok(tokio::task::spawn_blocking(move || managed_etcd::remove_keys(&directory)).await??)
+}
+
+/// Starts what keeps etcd and its members in order.
+pub(super) fn start_upkeep(config: &Config, parts: &Components, served: &Served) {
+    let upkeep = managed_etcd::upkeep::run(Arc::clone(&served.etcd), parts.stopping().clone());
+    parts.spawn("etcd's upkeep", async move {
+        upkeep.await;
+        Ok(())
+    });
+    let members = Members {
+        etcd: Arc::clone(&served.etcd),
+        store: Arc::clone(&served.context.store),
+        feed: served.context.feed.clone(),
+        leadership: served.leadership.clone(),
+        own_node: served.context.own_node.follow(),
+        own: EtcdPlace {
+            name: config.name.clone(),
+            peer_url: peer_url(config.advertise),
+            address: SocketAddr::new(config.advertise, config.advertise_port).to_string(),
+        },
+    };
+    let stop = parts.stopping().clone();
+    parts.spawn("etcd's members", async move {
+        members.run(stop).await;
+        Ok(())
+    });
+}
