@@ -10,6 +10,7 @@ mod init_desk;
 mod managed;
 mod nodes;
 mod own_etcd;
+mod reload;
 mod remote;
 mod sockets;
 mod unlock;
@@ -64,6 +65,7 @@ use crate::slots::own_ports;
 use crate::waiting;
 use mesh_runtime::backoff::Backoff;
 use mesh_runtime::error_chain;
+use mesh_runtime::reload::Reloader;
 use mesh_runtime::unix_socket;
 use sockets::{Listeners, OWNERS_ALONE, bind_tcp, remove_socket};
 use unlock::Start;
@@ -118,27 +120,32 @@ struct Served {
     leadership: watch::Receiver<Option<Leadership>>,
 }
 
-/// Runs a manager until it gets a signal to stop.
+/// Runs a manager until it gets a signal to stop; `reloader` reads its settings again.
 ///
 /// # Errors
 /// It can't start, or a component failed.
-pub async fn run(settings: Settings) -> anyhow::Result<()> {
+pub async fn run(settings: Settings, reloader: Reloader) -> anyhow::Result<()> {
     let mut config = match settings {
         Settings::External(config) => config,
-        Settings::Managed(settings) => return managed::run(settings).await,
+        Settings::Managed(settings) => return managed::run(settings, reloader).await,
     };
     let docker = unix_socket::bind(&config.socket, OWNERS_ALONE)
         .with_context(|| format!("listen on {}", config.socket.display()))?;
     let components = Components::new(config.debug_faults);
-    components.spawn("signals", follow_signals(components.stopping().clone()));
+    let reloads = reloader.reloads();
+    components.spawn("signals", follow_signals(components.stopping().clone(), reloader));
     // From here on the sockets answer, if only with the reason why this manager still waits.
     components.spawn("systemd", supervisor::keep_told(async {}, components.stopping().clone()));
     let start = unlock::opened(&config.data_dir, &docker, false, components.stopping()).await?;
     if let Start::Opened(opening) = start {
         config.unlock = opening.key();
         let listeners = bind_tcp(&config, docker).await?;
-        if serve_cluster(&config, listeners, &components, None).await?.is_none() {
-            components.stopping().cancel();
+        let stop = components.stopping().clone();
+        match serve_cluster(&config, listeners, &components, None).await? {
+            Some(Served { etcd, .. }) => {
+                components.spawn("the certificates for etcd", reload::follow(etcd, reloads, stop));
+            }
+            None => stop.cancel(),
         }
         opening.serves();
     }

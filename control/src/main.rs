@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use mesh_control::app;
 use mesh_control::cli::Cli;
 use mesh_control::config::Settings;
+use mesh_runtime::reload::Reloader;
 use mesh_runtime::{log, settings};
 
 /// The file with settings, unless another is named.
@@ -20,9 +21,9 @@ fn check(cli: Cli) -> anyhow::Result<()> {
     config(cli).map(drop)
 }
 
-fn start(cli: Cli) -> anyhow::Result<()> {
+fn start(cli: Cli, reloader: Reloader) -> anyhow::Result<()> {
     log::start(&cli.log)?;
-    mesh_runtime::run(app::run(config(cli)?))
+    mesh_runtime::run(app::run(config(cli)?, reloader))
 }
 
 fn config(cli: Cli) -> anyhow::Result<Settings> {

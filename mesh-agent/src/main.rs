@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use mesh_agent::cli::{Cli, Command};
 use mesh_agent::{app, check, uninstall};
+use mesh_runtime::reload::Reloader;
 use mesh_runtime::{heap, log, settings};
 
 /// The file with settings, unless another is named.
@@ -25,7 +26,7 @@ fn check_settings(cli: Cli) -> anyhow::Result<()> {
     app::check(args)
 }
 
-fn execute(cli: Cli) -> anyhow::Result<()> {
+fn execute(cli: Cli, reloader: Reloader) -> anyhow::Result<()> {
     let args = match cli.command {
         None => cli.run,
         Some(Command::Run(args)) => *args,
@@ -38,5 +39,5 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
     log::start(&args.log)?;
     // Loading the programs takes 25 MB for a moment, on whichever thread; packets take none.
     heap::share_one();
-    mesh_runtime::run(app::run(args))
+    mesh_runtime::run(app::run(args, reloader))
 }

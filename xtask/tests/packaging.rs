@@ -56,7 +56,8 @@ fn the_units_are_confined() {
 fn the_units_keep_what_the_daemons_rely_on() {
     for (name, _) in UNITS {
         let text = fs::read_to_string(unit(name)).unwrap();
-        for line in ["Type=notify", "WatchdogSec=30", "Restart=always"] {
+        for line in ["Type=notify", "WatchdogSec=30", "Restart=always", "ExecReload=/bin/kill -HUP $MAINPID"]
+        {
             assert!(text.lines().any(|found| found == line), "{name}: {line}");
         }
     }

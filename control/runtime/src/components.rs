@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::faults::Faults;
+use crate::reload::Reloader;
 
 /// How long the other components may take to end after a fault: they may depend on the dead one.
 const FAULT_LIMIT: Duration = Duration::from_millis(500);
@@ -104,17 +105,27 @@ impl Components {
     }
 }
 
-/// Cancels `root` on SIGTERM or SIGINT.
+/// Cancels `root` on SIGTERM or SIGINT. On SIGHUP, reads the settings again.
 ///
 /// # Errors
-/// The signal handlers can't be installed.
-pub async fn follow_signals(root: CancellationToken) -> anyhow::Result<()> {
+/// The signal handlers can't be installed, or reading the settings panicked.
+pub async fn follow_signals(root: CancellationToken, mut reloader: Reloader) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-        () = root.cancelled() => return Ok(()),
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let name = loop {
+        tokio::select! {
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+            _ = hang_up.recv() => {
+                let reloading = tokio::task::spawn_blocking(move || {
+                    reloader.reload();
+                    reloader
+                });
+                reloader = reloading.await?;
+            }
+            () = root.cancelled() => return Ok(()),
+        }
     };
     tracing::info!(signal = name, "asked to stop");
     root.cancel();

@@ -16,6 +16,7 @@ pub mod faults;
 pub mod heap;
 pub mod log;
 pub mod private_file;
+pub mod reload;
 pub mod settings;
 pub mod supervisor;
 pub mod unix_socket;

@@ -9,6 +9,7 @@
 mod effective;
 mod keys;
 mod man;
+mod values;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -23,6 +24,9 @@ use thiserror::Error;
 
 pub use keys::Fault;
 pub use man::write_man_pages;
+pub use values::{Change, Values};
+
+use crate::reload::Reloader;
 
 /// The flags by which a daemon finds its file, and shows or checks what it was set to.
 #[derive(Debug, Clone, Default, Args)]
@@ -67,6 +71,8 @@ pub struct Settings<C> {
     pub file: Option<PathBuf>,
     /// The settings in force, as TOML.
     pub effective: String,
+    /// The same by their keys, secret ones too.
+    pub values: Values,
 }
 
 /// Why there are no settings.
@@ -161,6 +167,7 @@ pub fn read<C: CommandFactory + FromArgMatches>(
         cli,
         request: request(matches),
         effective: effective::toml(active, matches, is_from_file),
+        values: Values::of(active, matches),
         file: text.map(|_| path),
     })
 }
@@ -206,21 +213,28 @@ fn request(matches: &ArgMatches) -> Request {
 }
 
 /// A daemon's `main`: reads the settings of `C` and does what the command line asks for. `check`
-/// looks for mistakes that no single flag shows; `run` is the daemon.
-pub fn launch<C: CommandFactory + FromArgMatches>(
-    default_file: &Path,
-    check: impl FnOnce(C) -> anyhow::Result<()>,
-    run: impl FnOnce(C) -> anyhow::Result<()>,
+/// looks for mistakes that no single flag shows; `run` is the daemon, which can read its settings
+/// again.
+pub fn launch<C: CommandFactory + FromArgMatches + 'static>(
+    default_file: &'static Path,
+    check: fn(C) -> anyhow::Result<()>,
+    run: impl FnOnce(C, Reloader) -> anyhow::Result<()>,
 ) -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     let only_checks = words.iter().any(|word| word == "--check-config");
     let name = C::command().get_name().to_owned();
-    let settings = match read::<C>(words, default_file) {
+    let settings = match read::<C>(words.clone(), default_file) {
         Ok(settings) => settings,
         Err(error) => return refuse(&name, &error, only_checks),
     };
     let end = match settings.request {
-        Request::Run => run(settings.cli),
+        Request::Run => {
+            let read_again = move || {
+                let settings = read::<C>(words.clone(), default_file)?;
+                check(settings.cli).map(|()| settings.values)
+            };
+            run(settings.cli, Reloader::new(settings.values, read_again))
+        }
         Request::Print => {
             print!("{}", settings.effective);
             Ok(())

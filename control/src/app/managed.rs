@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use mesh_runtime::reload::Reloader;
 use mesh_runtime::{Components, follow_signals, supervisor, unix_socket};
 use mesh_state::store::EtcdStore;
 use serde_json::json;
@@ -39,14 +40,14 @@ const JOINING_LIMIT: Duration = Duration::from_mins(1);
 /// How long etcd may take to end.
 const ETCD_GRACE: Duration = Duration::from_secs(6);
 
-/// Runs until it gets a signal to stop.
-pub(super) async fn run(settings: ManagedSettings) -> anyhow::Result<()> {
+/// Runs until it gets a signal to stop; `reloader` reads the settings again.
+pub(super) async fn run(settings: ManagedSettings, reloader: Reloader) -> anyhow::Result<()> {
     let components = Components::new(settings.debug_faults);
     let stop = components.stopping().clone();
     let socket = unix_socket::bind(&settings.socket, OWNERS_ALONE)
         .with_context(|| format!("listen on {}", settings.socket.display()))?
         .into_std()?;
-    components.spawn("signals", follow_signals(stop.clone()));
+    components.spawn("signals", follow_signals(stop.clone(), reloader));
     components.spawn("systemd", supervisor::keep_told(async {}, stop.clone()));
     let (orders, ordered) = mpsc::channel(1);
     let socket_path = settings.socket.clone();

@@ -4,7 +4,11 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use mesh_state::fixtures::EtcdProcess;
 use tempfile::TempDir;
+
+use crate::support::control_process::Manager;
+use crate::support::eventually;
 
 /// The longest wait for one message.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -72,6 +76,69 @@ fn systemd_is_told_of_the_start_of_life_and_of_the_end() {
     assert!(asked.success());
     hear(&systemd, "STOPPING=1");
     assert!(running.0.wait().unwrap().success(), "a clean end");
+}
+
+/// Writes the settings file anew, and tells the process with SIGHUP.
+fn reload(running: &Running, directory: &TempDir, log: &str, more: &str) {
+    let text = std::fs::read_to_string(directory.path().join("control.toml")).unwrap();
+    let kept = text.lines().filter(|line| !line.starts_with("log") && !line.starts_with("new"));
+    let lines: Vec<String> =
+        kept.map(str::to_owned).chain([format!("log = '{log}'"), more.to_owned()]).collect();
+    std::fs::write(directory.path().join("control.toml"), lines.join("\n")).unwrap();
+    let told = Command::new("kill").args(["-HUP", &running.0.id().to_string()]).status().unwrap();
+    assert!(told.success());
+}
+
+const APPLIED: &str = "the settings were read again";
+const RESTART: &str = "apply after a restart only settings=\"new-cluster\"";
+const REFUSED: &str = "those from before stay in force";
+
+#[tokio::test]
+async fn a_reload_changes_the_level_of_the_log_and_names_what_needs_a_restart() {
+    let directory = settings("log = 'error'\n");
+    let (notify, log) = (directory.path().join("notify"), directory.path().join("log"));
+    let systemd = UnixDatagram::bind(&notify).unwrap();
+    systemd.set_read_timeout(Some(LIMIT)).unwrap();
+    let child = mesh_control(&directory)
+        .env("NOTIFY_SOCKET", &notify)
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let running = Running(child);
+    hear(&systemd, "READY=1");
+    let said = |text: &str| std::fs::read_to_string(&log).unwrap().matches(text).count();
+    assert_eq!(said("INFO"), 0, "what a level of error shows");
+
+    reload(&running, &directory, "info", "new-cluster = true");
+    eventually("what needs a restart", async || (said(RESTART) == 1).then_some(())).await;
+    assert_eq!((said(APPLIED), said("applied=\"log\"")), (1, 1));
+
+    reload(&running, &directory, "warn", "new_cluster = true");
+    eventually("a refusal", async || (said(REFUSED) == 1).then_some(())).await;
+    assert_eq!(said("control.toml: new_cluster: no such key; the nearest is new-cluster"), 1);
+    reload(&running, &directory, "loud,,=", "");
+    eventually("a refusal of the level", async || (said(REFUSED) == 2).then_some(())).await;
+
+    // The level is still info, and what needed a restart was taken back.
+    reload(&running, &directory, "info", "");
+    eventually("a reload without a change", async || (said(APPLIED) == 2).then_some(())).await;
+    assert_eq!(said(RESTART), 1);
+    reload(&running, &directory, "warn", "new-cluster = true");
+    eventually("what needs a restart, again", async || (said(RESTART) == 2).then_some(())).await;
+    assert_eq!(said(APPLIED), 2, "the level warn shows an info");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_reads_the_certificates_for_etcd_again() {
+    let etcd = EtcdProcess::start().await.unwrap();
+    let manager = Manager::start("m1", &etcd, None).await;
+    let told = Command::new("kill").args(["-HUP", &manager.child.id().to_string()]).status().unwrap();
+    assert!(told.success());
+    eventually("a new connection to etcd", async || {
+        manager.log().contains("the certificates for etcd were read again").then_some(())
+    })
+    .await;
+    assert_eq!(manager.docker().get("/nodes").await.unwrap().0, 200);
 }
 
 fn checked(more: &str) -> Output {

@@ -28,6 +28,7 @@ use arc_swap::ArcSwapOption;
 use mesh_admission::door::Door;
 use mesh_admission::figures::Listener;
 use mesh_admission::refusals::Refusals;
+use mesh_runtime::reload::Reloader;
 use mesh_runtime::{Components, follow_signals, supervisor};
 use mesh_state::ids::NodeId;
 use tokio::net::UnixListener;
@@ -65,11 +66,11 @@ struct Process {
     promotions: Promotions,
 }
 
-/// Runs the agent until it gets a signal to stop.
+/// Runs the agent until it gets a signal to stop; `reloader` reads its settings again.
 ///
 /// # Errors
 /// The agent can't start, or a component failed.
-pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+pub async fn run(args: RunArgs, reloader: Reloader) -> anyhow::Result<()> {
     create_private_dir(&args.data_dir)
         .with_context(|| format!("make the data directory {}", args.data_dir.display()))?;
     let _instance = Instance::take(&args.data_dir)?;
@@ -90,7 +91,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     };
     let (desk, enrolment) = Desk::new(state);
     let socket = bind_docker(&process.args)?;
-    process.components.spawn("signals", follow_signals(process.components.stopping().clone()));
+    let stopping = process.components.stopping().clone();
+    process.components.spawn("signals", follow_signals(stopping, reloader));
     start_telling_systemd(&process);
     start_docker_api(&process, socket, enrolment);
     let lived = life::live(&process, desk, begins).await;

@@ -1,6 +1,7 @@
 //! The settings in force as TOML, each with its origin. Pure.
 
 use std::any::TypeId;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 
 use clap::parser::ValueSource;
@@ -23,7 +24,7 @@ pub(super) fn toml(command: &Command, matches: &ArgMatches, is_from_file: impl F
             }
             _ => "default".to_owned(),
         };
-        let line = match value(flag, matches) {
+        let line = match value(flag, matches, Passwords::Hidden) {
             Some(value) => format!("{name} = {value}"),
             None => format!("# {name} is not set"),
         };
@@ -33,14 +34,25 @@ pub(super) fn toml(command: &Command, matches: &ArgMatches, is_from_file: impl F
     text
 }
 
-fn value(flag: &Arg, matches: &ArgMatches) -> Option<Value> {
+/// What to do with names and passwords in URLs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Passwords {
+    Hidden,
+    Shown,
+}
+
+/// The value of a flag; `None` if it is not set.
+pub(super) fn value(flag: &Arg, matches: &ArgMatches, passwords: Passwords) -> Option<Value> {
     let id = flag.get_id().as_str();
     if is_switch(flag) {
         return Some(Value::Boolean(matches.get_flag(id)));
     }
     let given = matches.get_raw(id).into_iter().flatten();
-    let mut values: Vec<Value> =
-        given.map(|raw| scalar(flag, without_password(&raw.to_string_lossy()))).collect();
+    let text = |raw: &OsStr| match passwords {
+        Passwords::Hidden => without_password(&raw.to_string_lossy()),
+        Passwords::Shown => raw.to_string_lossy().into_owned(),
+    };
+    let mut values: Vec<Value> = given.map(|raw| scalar(flag, text(raw))).collect();
     if is_list(flag) { Some(Value::Array(values)) } else { values.pop() }
 }
 

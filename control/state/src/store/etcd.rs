@@ -105,6 +105,19 @@ impl EtcdStore {
         Ok(Self { members, current: Arc::new(tokio::sync::watch::Sender::new(0)) })
     }
 
+    /// Reads certificates, keys and password again, and uses them for later requests. A watch goes
+    /// on with its connection until that ends.
+    ///
+    /// # Errors
+    /// They can't be used with a member; requests to that one go on with the connection of before.
+    pub async fn reconnect(&self) -> Result<(), EtcdAccessError> {
+        for member in self.members.iter() {
+            let again = member.reconnect().await;
+            again.map_err(|error| EtcdAccessError::client(member.address(), &error))?;
+        }
+        Ok(())
+    }
+
     /// The ports of this etcd's members, for clients and for peers.
     ///
     /// # Errors

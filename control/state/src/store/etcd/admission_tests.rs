@@ -77,6 +77,33 @@ async fn new_certificates_are_read_from_disk_without_a_restart() {
 }
 
 #[tokio::test]
+async fn files_are_read_again_on_demand_and_unusable_ones_change_nothing() {
+    let etcd = EtcdProcess::start().await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let names = ["client.pem", "client.key"];
+    let restore = || names.map(|name| std::fs::copy(etcd.tls_file(name), file(name)).unwrap());
+    restore();
+    let identity = EtcdIdentity { certificate: file("client.pem"), key: file("client.key") };
+    let store = EtcdStore::open(EtcdAccess { identity: Some(identity), ..etcd.access() }).await.unwrap();
+    put(&store, "/a").await.unwrap();
+
+    std::fs::write(file("client.key"), "not a key").unwrap();
+    let refused = store.reconnect().await.unwrap_err();
+    assert!(matches!(refused, EtcdAccessError::Client { .. }), "an invalid key: {refused:?}");
+    assert!(store.get("/a").await.unwrap().is_some(), "the connection of before is gone");
+
+    // A stranger's certificate shows that the files were read.
+    let (stranger, _) = EtcdAuthority::create(chrono::Utc::now()).unwrap();
+    stranger.issue_client(1, chrono::Utc::now()).unwrap().write(directory.path(), "client").unwrap();
+    store.reconnect().await.unwrap();
+    assert_refused(&store, "a client of another CA").await;
+    restore();
+    store.reconnect().await.unwrap();
+    assert!(store.get("/a").await.unwrap().is_some(), "the new certificate isn't used");
+}
+
+#[tokio::test]
 async fn a_user_is_served_with_its_password_alone() {
     let etcd = EtcdProcess::start().await.unwrap();
     let options = etcd.access().options(&etcd.url()).await.unwrap();

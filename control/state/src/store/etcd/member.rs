@@ -21,17 +21,34 @@ impl Member {
         Self { address, access, client: Mutex::new(None) }
     }
 
+    /// Where the member is reached.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// A client of the member. Contacts etcd only if the access has a user.
     pub(super) async fn client(&self) -> Result<Client, EtcdError> {
         let mut known = self.client.lock().await;
         if let Some(client) = &*known {
             return Ok(client.clone());
         }
-        let options = self.access.options(&self.address).await;
-        let options = options.map_err(|error| EtcdError::InvalidArgs(with_source(&error)))?;
-        let client = Client::connect([&self.address], Some(options)).await?;
+        let client = self.connect().await?;
         *known = Some(client.clone());
         Ok(client)
+    }
+
+    /// Connects anew for later requests, with the files as they are now. Without success the
+    /// connection of before stays.
+    pub(super) async fn reconnect(&self) -> Result<(), EtcdError> {
+        let client = self.connect().await?;
+        *self.client.lock().await = Some(client);
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<Client, EtcdError> {
+        let options = self.access.options(&self.address).await;
+        let options = options.map_err(|error| EtcdError::InvalidArgs(with_source(&error)))?;
+        Client::connect([&self.address], Some(options)).await
     }
 
     /// Drops the connection, so that the next request connects again. A connection attempt in
