@@ -61,22 +61,26 @@ use error::ApiError;
 pub(crate) use own_node::NO_OWN_ETCD;
 pub(crate) use version::unversioned;
 
+/// The answer to remote clients' calls that are not about the cluster.
+const NOT_REMOTE: &str = "a manager serves the cluster's part of Docker's API to remote clients: services, tasks, nodes, networks, secrets, configs. \
+                          Containers, images and volumes are a node's own: docker -H ssh://NODE";
+
 /// The API on the control socket: Docker's, for paths with and without the version, and what only
 /// root on this machine may ask.
 pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {
-    served(docker_routes().merge(own_routes()), context, metrics)
+    let routes = docker_routes().merge(own_routes()).fallback(async || ApiError::PageNotFound);
+    served(routes, context, metrics)
 }
 
 /// The API for clients on other machines: Docker's alone. Their writes are logged.
 pub fn remote_router(context: ApiContext, metrics: ApiMetrics) -> Router {
-    served(docker_routes(), context, metrics).layer(from_fn(audit::log))
+    let routes = docker_routes().fallback(async || ApiError::Missing(NOT_REMOTE.to_owned()));
+    served(routes, context, metrics).layer(from_fn(audit::log))
 }
 
 fn served(routes: Router<ApiContext>, context: ApiContext, metrics: ApiMetrics) -> Router {
-    let answering = routes
-        .fallback(async || ApiError::PageNotFound)
-        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .with_state(context);
+    let answering =
+        routes.method_not_allowed_fallback(async || ApiError::MethodNotAllowed).with_state(context);
     // The routes are inside of the layer that strips the version, and requests are counted where
     // their route is known.
     let unversioned = from_fn(version::strip).layer(metrics.layer(answering));

@@ -135,3 +135,73 @@ async fn reached(moment: Timestamp) {
         tokio::time::sleep(CLOCK_INTERVAL).await;
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use mesh_state::cluster::Cluster;
+    use mesh_state::keys;
+    use mesh_state::store::MemoryStore;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::ca::root::TrustedRoot;
+    use crate::ca::{Authority, MEMBER_LIFE_MIN, create_authority};
+    use crate::fixtures::{World, cluster};
+    use crate::own_node::OwnNode;
+    use crate::seal::Sealer;
+
+    /// A validity of which half passes within a test.
+    const LIFE: Duration = Duration::from_secs(4);
+
+    pub(in crate::remote_api) fn trust(cluster: &str) -> Arc<Trust> {
+        let new = create_authority(&cluster.into(), Utc::now()).unwrap();
+        let authority = Arc::new(Authority::load(&new.certificate_pem, &new.key_pem).unwrap());
+        Arc::new(Trust {
+            signer: Arc::clone(&authority),
+            server: authority,
+            roots: vec![TrustedRoot::read(&new.certificate_pem).unwrap()],
+            roots_pem: new.certificate_pem,
+        })
+    }
+
+    pub(in crate::remote_api) fn context() -> ApiContext {
+        let mut world = World::with_nodes([]);
+        let life = u64::try_from(LIFE.as_nanos()).unwrap();
+        world.put(keys::CLUSTER.to_owned(), &Cluster { node_cert_expiry_ns: life, ..cluster() });
+        let (_, mut feed) = crate::feed::watch::feed();
+        feed.snapshots = watch::channel(Arc::new(world.snapshot)).1;
+        let directory = tempfile::tempdir().unwrap();
+        ApiContext {
+            store: Arc::new(MemoryStore::new()),
+            feed,
+            manager_name: "m1".to_owned(),
+            own_node: OwnNode::load(directory.path()).unwrap(),
+            advertise: [127, 0, 0, 1].into(),
+            node_port: 0,
+            sealer: Arc::new(Sealer::new(&Zeroizing::new([7; 32]))),
+            clocks: Arc::default(),
+            logs: Arc::default(),
+            at_rest: watch::channel(i64::MAX).1,
+            certificate_life_min: MEMBER_LIFE_MIN,
+            stopping: CancellationToken::new(),
+            orders: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_follows_its_ca_and_is_renewed_by_itself() {
+        let (cas, trusted) = watch::channel(trust("first"));
+        let (certificate, mut newest) =
+            Certificate::new(context(), trusted, vec!["127.0.0.1".to_owned()]).unwrap();
+        let shutdown = CancellationToken::new();
+        let renewing = tokio::spawn(certificate.renew(shutdown.clone()));
+        cas.send_replace(trust("second"));
+        // At once: far before the first certificate is due.
+        let followed = tokio::time::timeout(LIFE / 4, newest.changed()).await;
+        followed.expect("a certificate of the new CA").unwrap();
+        let renewed = tokio::time::timeout(CLOCK_INTERVAL + LIFE, newest.changed()).await;
+        renewed.expect("a certificate in time").unwrap();
+        shutdown.cancel();
+        renewing.await.unwrap().unwrap();
+    }
+}

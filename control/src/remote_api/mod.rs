@@ -190,3 +190,6 @@ async fn farewell(mut stream: Admitted<TcpStream>) -> io::Result<()> {
     tokio::io::copy(&mut stream.take(FAREWELL_BYTES), &mut tokio::io::sink()).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
