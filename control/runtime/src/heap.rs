@@ -2,8 +2,8 @@
 //!
 //! glibc has a heap for each of up to eight threads per CPU. It raises the size from which it gives
 //! freed memory back to the kernel with every large block that is freed, up to 64 MiB for each
-//! heap, and `malloc_trim` leaves the end of every heap but the first as it is. An agent that joined
-//! clusters thirty times held 119 MB of free memory that way, for 3 MB in use.
+//! heap, and `malloc_trim` leaves the end of every heap but the first as it is. An agent that
+//! joined clusters thirty times held 119 MB of free memory that way, for 3 MB in use.
 
 /// The size from which a block has a mapping of its own, which goes back when it is freed; and the
 /// free bytes at the end of a heap from which they go back. glibc's initial values; setting them

@@ -95,6 +95,9 @@ impl Fault {
             | Self::AddressLost => {
                 (Allowed::UntilHealed(Duration::from_secs(5)), Allowed::First(Duration::from_secs(5)))
             }
+            // Nobody can tell the node that a task is gone. Managers wait for the node before they
+            // let a task stop, until it is down.
+            Self::AgentStopped => (Allowed::OnceDown(Duration::from_secs(5)), Allowed::Nothing),
             // The agent restores a setting within a second of its reset.
             Self::SysctlsReset => {
                 (Allowed::First(Duration::from_secs(2)), Allowed::First(Duration::from_secs(2)))
@@ -112,8 +115,9 @@ impl Fault {
             | Self::LeaderCutOff
             | Self::UplinkDown
             | Self::AddressLost => Severed::ThroughIt,
-            // Managers hear nothing of the node for longer than 15 s, so its tasks are replaced.
-            Self::AgentStopped => Severed::ToItsTasks,
+            // The node is down for managers, so its tasks are replaced; once it is back, they have
+            // the drain's 30 s.
+            Self::AgentStopped | Self::EngineHung => Severed::ToItsTasks,
             _ => Severed::None,
         }
     }
@@ -148,6 +152,8 @@ pub(super) enum Allowed {
     First(Duration),
     /// From the fault's begin until this long after it was undone.
     UntilHealed(Duration),
+    /// From when managers take the node for down until this long after the fault was undone.
+    OnceDown(Duration),
 }
 
 /// When a fault began and was undone, since the load began.
@@ -157,18 +163,21 @@ pub(super) struct Span {
     pub(super) healed: Duration,
 }
 
+/// A node is down for managers after this long without a heartbeat.
+const DOWN: Duration = Duration::from_secs(15);
 /// A request that is under way when the fault begins may be broken too.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 
 impl Allowed {
     /// Whether a connection that was opened at this moment may have failed.
     pub(super) fn covers(self, opened: Duration, span: Span) -> bool {
-        let until = match self {
+        let (from, until) = match self {
             Self::Nothing => return false,
-            Self::First(after) => span.begun + after,
-            Self::UntilHealed(after) => span.healed + after,
+            Self::First(after) => (span.begun, span.begun + after),
+            Self::UntilHealed(after) => (span.begun, span.healed + after),
+            Self::OnceDown(after) => (span.begun + DOWN, span.healed + after),
         };
-        opened + UNDER_WAY >= span.begun && opened <= until
+        opened + UNDER_WAY >= from && opened <= until
     }
 }
 
@@ -229,6 +238,7 @@ mod tests {
         let span = Span { begun: seconds(10), healed: seconds(30) };
         let first = Allowed::First(seconds(5));
         let healed = Allowed::UntilHealed(seconds(5));
+        let down = Allowed::OnceDown(seconds(5));
         for (allowed, opened, expected) in [
             (Allowed::Nothing, 12, false),
             (first, 8, false),
@@ -238,6 +248,9 @@ mod tests {
             (healed, 8, false),
             (healed, 35, true),
             (healed, 36, false),
+            (down, 23, false),
+            (down, 25, true),
+            (down, 36, false),
         ] {
             assert_eq!(allowed.covers(seconds(opened), span), expected, "{allowed:?} at {opened} s");
         }
