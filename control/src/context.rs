@@ -91,7 +91,7 @@ impl ApiContext {
         self.feed.snapshot()
     }
 
-    /// Whether the watch on etcd is up; if not, answer 503 instead of what may be old.
+    /// Whether the watch on etcd is up; if not, the newest snapshot may be old.
     pub fn is_store_connected(&self) -> bool {
         *self.feed.connected.borrow()
     }

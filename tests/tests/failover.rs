@@ -219,15 +219,18 @@ fn the_proxy_dies_with_its_agent(cluster: &Cluster) -> Result<()> {
 }
 
 #[test]
-fn a_dead_etcd_stops_the_api_but_no_traffic() -> Result<()> {
+fn a_dead_etcd_stops_writes_but_no_reads_and_no_traffic() -> Result<()> {
     let cluster = cluster()?;
     let _service = Service::create(&cluster, "onward", &["--replicas", "2", "-p", "8093:80", "whoami"])?;
     let manager = cluster.record.nodes.iter().find(|node| node.manager).context("no manager")?.clone();
     let load = LoadGenerator::start(&cluster.client(), &cluster.everywhere(8093), "/", 50);
     lab::kill(&cluster, &manager.name, Part::One(Component::Etcd))?;
     let refusal = eventually("a refusal that names etcd", PATIENCE, || {
-        let refusal = cluster.docker()?.refused(&["service", "ls"])?;
+        let refusal = cluster.docker()?.refused(&["service", "scale", "--detach", "onward=2"])?;
+        ensure!(refusal.message.contains("The swarm does not have a leader."), "said: {}", refusal.message);
         ensure!(refusal.message.contains("etcd"), "said: {}", refusal.message);
+        let services = cluster.docker()?.run(&["service", "ls", "--format", "{{.Name}}"])?;
+        ensure!(services.contains("onward"), "the services that the manager saw last: {services}");
         Ok(refusal)
     });
     std::thread::sleep(Duration::from_secs(2));
@@ -235,5 +238,7 @@ fn a_dead_etcd_stops_the_api_but_no_traffic() -> Result<()> {
     let report = load.stop()?;
     refusal?;
     ensure!(report.failures.is_empty(), "connections failed while etcd was down: {:?}", report.failures);
-    eventually("the API to be back", PATIENCE, || cluster.docker()?.run(&["service", "ls"]).map(drop))
+    eventually("writes to be taken", PATIENCE, || {
+        cluster.docker()?.run(&["service", "scale", "--detach", "onward=2"]).map(drop)
+    })
 }

@@ -1,8 +1,9 @@
 //! Access of requests to the cluster's state: reads from the snapshot, writes in one transaction.
 //!
-//! Invariants: a read is answered only while the watch on etcd is up; a write is decided on a
-//! snapshot, committed under compares, decided again after a conflict, and answered once the
-//! snapshot holds it, so that a client reads its own writes.
+//! Invariants: a read is answered from the newest snapshot, also while etcd has no quorum; a write
+//! is decided on a snapshot while the watch on etcd is up, committed under compares, decided again
+//! after a conflict, and answered once the snapshot holds it, so that a client reads its own
+//! writes.
 //!
 //! Left to others: what is written (the pure parts of the resources).
 
@@ -46,7 +47,17 @@ pub(crate) enum Visible {
     Later,
 }
 
-/// The newest snapshot.
+/// The newest snapshot, to answer a read from. While etcd doesn't answer, it is the state that this
+/// manager saw last; `GET /info` says so.
+///
+/// # Errors
+/// [`ApiError::Disconnected`] if this manager has read nothing from etcd since its start.
+pub(crate) async fn seen(context: &ApiContext) -> Result<Arc<ClusterSnapshot>, ApiError> {
+    let snapshot = context.snapshot();
+    if snapshot.revision > 0 { Ok(snapshot) } else { current(context).await }
+}
+
+/// The newest snapshot, to decide a write on.
 ///
 /// # Errors
 /// [`ApiError::Disconnected`] if the watch is down and doesn't reconnect at once, as the snapshot
@@ -78,7 +89,7 @@ pub(crate) async fn catch_up(context: &ApiContext, revision: i64) -> Result<(), 
 ///
 /// # Errors
 /// An error of `decide`; [`ApiError::Contended`] if every attempt met a conflict;
-/// [`ApiError::Store`] if etcd fails.
+/// [`ApiError::Unanswered`] and [`ApiError::Store`] if etcd fails.
 pub(crate) async fn write(
     context: &ApiContext,
     mut decide: impl FnMut(&ClusterSnapshot) -> Result<Transaction, ApiError> + Send,

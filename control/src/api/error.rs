@@ -50,6 +50,10 @@ impl std::fmt::Display for ObjectKind {
     }
 }
 
+/// Swarm's words for a cluster without a quorum of managers; scripts look for them.
+const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than \
+                         half of the managers are online.";
+
 /// The gRPC codes in front of messages of Swarm's manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
@@ -178,10 +182,16 @@ pub(crate) enum ApiError {
     Contended,
     /// The watch on etcd is down, so this manager's snapshot may be old.
     #[error(
-        "this manager can't reach etcd, so the cluster's state can't be read or changed now; tasks and published ports go on as they are"
+        "{NO_LEADER} (this manager can't reach etcd, or its etcd has no quorum, so the cluster can't be changed now; tasks and \
+         published ports go on as they are)"
     )]
     Disconnected,
-    /// A write to etcd failed.
+    /// etcd did not answer a read or a write: it has no quorum, or can't be reached.
+    #[error(
+        "{NO_LEADER} ({0}; look whether the change was made before you repeat it; tasks and published ports go on as they are)"
+    )]
+    Unanswered(#[source] StoreError),
+    /// etcd refused a read or a write.
     #[error(
         "{0}; look whether the change was made before you repeat it; tasks and published ports go on as they are"
     )]
@@ -204,6 +214,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::TooLarge { .. } => Self::BadRequest(error.to_string()),
+            StoreError::Unavailable { .. } | StoreError::Deadline { .. } => Self::Unanswered(error),
             other => Self::Store(other),
         }
     }
@@ -255,9 +266,11 @@ impl ApiError {
             }
             Self::Unimplemented(_) | Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Disconnected | Self::Store(_) | Self::NoCluster | Self::Unavailable(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Disconnected
+            | Self::Unanswered(_)
+            | Self::Store(_)
+            | Self::NoCluster
+            | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -274,7 +287,7 @@ impl ApiError {
             Self::Spec(error) => code_of_spec(error),
             Self::Precondition(_) => Some(Code::FailedPrecondition),
             Self::Unimplemented(_) => Some(Code::Unimplemented),
-            Self::OutOfSequence => Some(Code::Unknown),
+            Self::OutOfSequence | Self::Disconnected | Self::Unanswered(_) => Some(Code::Unknown),
             _ => None,
         }
     }
@@ -348,6 +361,22 @@ mod tests {
         assert_eq!(spec(SpecError::RuntimeMissing), "mismatched Runtime and *Spec fields");
         let missing = ApiError::NotFound { kind: ObjectKind::Service, query: "x".to_owned() };
         assert_eq!(missing.message(), "service x not found", "the engine's own words");
+    }
+
+    #[test]
+    fn a_cluster_without_a_quorum_says_so_in_swarms_words() {
+        let deadline = StoreError::Deadline { operation: "txn", deadline: std::time::Duration::from_secs(3) };
+        for error in [ApiError::Disconnected, deadline.into()] {
+            let message = error.message();
+            assert!(
+                message.starts_with(&format!("rpc error: code = Unknown desc = {NO_LEADER}")),
+                "{message}"
+            );
+            assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+        let refused = StoreError::Refused { operation: "txn", message: "no space".to_owned() };
+        let message = ApiError::from(refused).message();
+        assert!(!message.contains("leader") && message.contains("no space"), "{message}");
     }
 
     #[test]

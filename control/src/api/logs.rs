@@ -40,7 +40,7 @@ pub(crate) async fn of_service(
     params: Params,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let service = services::find(&snapshot, &query)?;
     let subject = Subject::Service(service.id.clone());
     let reading = reading(&params, subject, &service.id, has_terminal(&service.spec.task_template))?;
@@ -54,7 +54,7 @@ pub(crate) async fn of_task(
     params: Params,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let task = tasks::find(&snapshot, &query)?;
     let terminal = snapshot.spec_of(task).is_some_and(|spec| has_terminal(&spec.task_template));
     stream(&context, reading(&params, Subject::Task(task.id.clone()), &task.service_id, terminal)?, &request)

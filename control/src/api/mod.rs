@@ -5,8 +5,8 @@
 //!
 //! Invariants: reads come from one snapshot; a write is one transaction under compares and is
 //! visible to the client that made it; a spec's fields are never lost, and what mesh can't do is
-//! refused, not dropped. When etcd is unreachable, every answer but `_ping`, `version` and `info`
-//! is a 503.
+//! refused, not dropped. While etcd has no quorum, reads are answered from what this manager saw
+//! last, and writes with 503 in Swarm's words.
 //!
 //! Left to others: listening (`app`), containers, images and everything else of the engine (the
 //! agent's socket passes it through), and acting on a stored service (the planners).

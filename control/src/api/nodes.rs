@@ -41,7 +41,7 @@ pub(crate) async fn list(
         "pending" => Some(false),
         _ => None,
     })?;
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let matching = snapshot.nodes.values().filter(|node| {
         filters.any("name", |name| name_of(node).starts_with(name))
             && filters.any("id", |id| node.id.as_str().starts_with(id))
@@ -58,7 +58,7 @@ pub(crate) async fn inspect(
     State(context): State<ApiContext>,
     Path(query): Path<String>,
 ) -> Result<Json<dto::Node>, ApiError> {
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     Ok(Json(dto::Node::new(&snapshot, find(&snapshot, &query, context.own_node.id().as_ref())?)))
 }
 

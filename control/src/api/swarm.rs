@@ -37,7 +37,7 @@ const AT_REST_MAX: Duration = Duration::from_secs(3);
 
 /// `GET /swarm`
 pub(crate) async fn inspect(State(context): State<ApiContext>) -> Result<Json<dto::SwarmObject>, ApiError> {
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let cluster = dto::Cluster::of(&snapshot).ok_or(ApiError::NoCluster)?;
     let tokens = context.join_tokens().map_err(|error| ApiError::Unseal(error.to_string()))?;
     Ok(Json(dto::SwarmObject {
@@ -101,7 +101,7 @@ fn wished_ca(
 
 /// `GET /swarm/unlockkey`: the key that a restarted manager waits for; empty without autolock.
 pub(crate) async fn unlock_key(State(context): State<ApiContext>) -> Result<Json<Value>, ApiError> {
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let cluster = snapshot.cluster.as_ref().ok_or(ApiError::NoCluster)?;
     let key = context::unlock_key(cluster, &context.sealer)?;
     Ok(Json(json!({ "UnlockKey": key.map(|key| key.text().to_string()).unwrap_or_default() })))

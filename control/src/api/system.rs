@@ -105,7 +105,7 @@ pub(crate) struct Info {
 
 /// `GET /info`. Answered while etcd is unreachable, too; then the swarm part has the error.
 pub(crate) async fn info(State(context): State<ApiContext>) -> Json<Info> {
-    let error = if context.is_store_connected() { String::new() } else { ApiError::Disconnected.to_string() };
+    let error = if context.is_store_connected() { String::new() } else { ApiError::Disconnected.message() };
     let snapshot = context.snapshot();
     let own = context.own_node.id().and_then(|id| snapshot.nodes.get(&id));
     let said = own.map(|node| node.description.clone()).unwrap_or_default();

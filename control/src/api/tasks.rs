@@ -24,7 +24,7 @@ pub(crate) async fn list(
     params: Params,
 ) -> Result<Json<Vec<dto::Task>>, ApiError> {
     let filters = Filters::parse(params.get("filters"), &KNOWN_FILTERS)?;
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let selection = Selection::read(&filters, &snapshot, context.own_node.id().as_ref())?;
     Ok(Json(
         snapshot
@@ -41,7 +41,7 @@ pub(crate) async fn inspect(
     State(context): State<ApiContext>,
     Path(query): Path<String>,
 ) -> Result<Json<dto::Task>, ApiError> {
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     Ok(Json(dto::Task::new(&snapshot, find(&snapshot, &query)?)))
 }
 

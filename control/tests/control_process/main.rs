@@ -188,8 +188,9 @@ async fn an_outage_of_etcd_keeps_the_nodes_and_loses_no_report() {
 
     etcd.stop();
     eventually("an API that says so", async || {
-        let (status, _) = manager.docker().get("/services").await.ok()?;
-        (status == 503).then_some(())
+        let (_, info) = manager.docker().get("/info").await.ok()?;
+        let said = info["Swarm"]["Error"].as_str().unwrap_or_default();
+        said.contains("The swarm does not have a leader").then_some(())
     })
     .await;
     run_task(&session, &task, "10.128.0.2").await;

@@ -77,7 +77,7 @@ async fn list(
     params: Params,
 ) -> Result<Json<Vec<dto::Dependency>>, ApiError> {
     let filters = Filters::parse(params.get("filters"), &KNOWN_FILTERS)?;
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let matching = of_kind(&snapshot, kind).filter(|found| {
         filters.any("id", |id| found.id.as_str().starts_with(id))
             && filters.any("name", |name| found.name.starts_with(name))
@@ -96,7 +96,7 @@ async fn inspect(
     Extension(kind): Extension<DependencyKind>,
     Path(query): Path<String>,
 ) -> Result<Json<dto::Dependency>, ApiError> {
-    let found = find(&*access::current(&context).await?, kind, &query)?.clone();
+    let found = find(&*access::seen(&context).await?, kind, &query)?.clone();
     Ok(Json(shown(&context, kind, found).await?))
 }
 

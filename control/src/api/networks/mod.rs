@@ -52,7 +52,7 @@ pub(crate) async fn list(
     params: Params,
 ) -> Result<Json<Vec<dto::Network>>, ApiError> {
     let filters = Filters::parse(params.get("filters"), &KNOWN_FILTERS)?;
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let no_labels = Labels::new();
     let matching = snapshot.networks.values().filter(|network| {
         filters.any("name", |name| network.name.contains(name))
@@ -79,7 +79,7 @@ pub(crate) async fn inspect(
     if !matches!(params.get("scope").unwrap_or_default(), "" | SCOPE) {
         return Err(ApiError::NotFound { kind: ObjectKind::Network, query });
     }
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let network = find(&snapshot, &query)?;
     let members = dto::Members::of(&snapshot, network);
     let shown = dto::Network::new(network).with_members(&members, context.own_node.id().as_ref());
@@ -96,7 +96,7 @@ pub(crate) async fn create(
     access::write(&context, |snapshot| write::create(snapshot, Utc::now(), &id, spec.clone())).await?;
     let warnings = [
         unknown::warning(&spec, &shapes::NETWORK_SPEC)?,
-        write::warning(&*access::current(&context).await?, &spec),
+        write::warning(&*access::seen(&context).await?, &spec),
     ];
     let warning = warnings.into_iter().flatten().collect::<Vec<_>>().join("; ");
     Ok((StatusCode::CREATED, Json(CreatedNetwork { id: id.to_string(), warning })))

@@ -58,7 +58,7 @@ pub(crate) async fn list(
     params: Params,
 ) -> Result<Json<Vec<dto::Service>>, ApiError> {
     let filters = Filters::parse(params.get("filters"), &KNOWN_FILTERS)?;
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let with_status = params.flag("status");
     let matching = snapshot.services.values().filter(|service| {
         filters.any("name", |name| service.spec.name.starts_with(name))
@@ -83,7 +83,7 @@ pub(crate) async fn inspect(
     Path(query): Path<String>,
     params: Params,
 ) -> Result<Json<dto::Service>, ApiError> {
-    let snapshot = access::current(&context).await?;
+    let snapshot = access::seen(&context).await?;
     let answer = dto::Service::new(&snapshot, find(&snapshot, &query)?);
     Ok(Json(if params.flag("insertDefaults") { answer.with_defaults() } else { answer }))
 }

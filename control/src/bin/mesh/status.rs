@@ -21,6 +21,9 @@ const CLOCK_WARNED_BEYOND: Duration = Duration::from_secs(5);
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Status {
     leader: Option<String>,
+    /// Why what is shown may be old: the host's manager can't reach etcd.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    error: String,
     nodes: Vec<Node>,
     services: Vec<Service>,
 }
@@ -63,7 +66,8 @@ pub(crate) async fn show(client: &Client, output: Output) -> anyhow::Result<Stri
         value.as_array().cloned().ok_or_else(|| client.unreadable(format!("no list of {what}")))
     };
     let leader = info["Swarm"]["Mesh"]["Leader"].as_str().map(str::to_owned);
-    let status = Status::read(leader, &list(&nodes, "nodes")?, &list(&services, "services")?);
+    let mut status = Status::read(leader, &list(&nodes, "nodes")?, &list(&services, "services")?);
+    status.error = text(&info["Swarm"]["Error"]);
     Ok(match output {
         Output::Table => status.table(),
         Output::Json => serde_json::to_string(&status).context("write the status as JSON")?,
@@ -81,7 +85,7 @@ impl Status {
         let mut services: Vec<Service> = services.iter().map(Service::read).collect();
         services.sort_by(|one, other| one.name.cmp(&other.name));
         let leading_node = || nodes.iter().find(|node| node.leader).map(|node| node.name.clone());
-        Self { leader: leader.or_else(leading_node), nodes, services }
+        Self { leader: leader.or_else(leading_node), error: String::new(), nodes, services }
     }
 
     fn table(&self) -> String {
@@ -122,9 +126,13 @@ impl Status {
         } else {
             ""
         };
+        let old = match self.error.as_str() {
+            "" => String::new(),
+            error => format!("\nthis is what the manager saw last: {error}\n"),
+        };
         let clocks: String = self.nodes.iter().filter_map(Node::clock_warning).collect();
         format!(
-            "{}\n{leaderless}{clocks}\n{}",
+            "{}\n{old}{leaderless}{clocks}\n{}",
             table::render(node_headings, &nodes),
             table::render(service_headings, &services)
         )
@@ -239,6 +247,12 @@ web       replicated   1/2     *:8080->80/tcp   least-connections";
             let said = table.lines().find(|line| line.starts_with("the clock"));
             assert_eq!(said, expected, "{ahead_ms} ms");
         }
+    }
+
+    #[test]
+    fn a_state_that_may_be_old_is_shown_as_such() {
+        let status = Status { error: "no quorum".to_owned(), ..status() };
+        assert!(status.table().contains("what the manager saw last: no quorum"), "saw {}", status.table());
     }
 
     #[test]
