@@ -48,6 +48,7 @@ use crate::doors::Doors;
 use crate::feed::clocks;
 use crate::feed::watch::Feed;
 use crate::leader::compaction;
+use crate::leader::deposition::Deposition;
 use crate::leader::driver::Driver;
 use crate::leader::election::{Candidate, Leadership};
 use crate::metrics;
@@ -373,6 +374,9 @@ fn start_leadership(
     let (candidate, leadership) =
         Candidate::new(Arc::clone(store), feed.clone(), manager, own_node, cas, clocks);
     parts.start_server("the lease", candidate.run(parts.shutdown.clone()));
+    let deposition =
+        Deposition { store: Arc::clone(store), feed: feed.clone(), own_name: config.name.clone() };
+    parts.start("the watch on the leader", deposition.run(parts.shutdown.clone()));
     let driver = Driver {
         store: Arc::clone(store),
         feed: feed.clone(),

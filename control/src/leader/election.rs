@@ -2,7 +2,8 @@
 //! one manager at a time the leader.
 //!
 //! Invariants: no two living managers have one name; a leader steps down by its own clock before
-//! its lease can expire in etcd; every write of a leader compares [`Leadership::fence`], so even a
+//! its lease can expire in etcd, and as soon as it sees that it was deposed
+//! ([`super::deposition`]); every write of a leader compares [`Leadership::fence`], so even a
 //! leader that was suspended beyond its lease writes nothing.
 //!
 //! Left to others: what a leader does.
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::feed::clocks::Clocks;
+use crate::feed::snapshot::ClusterSnapshot;
 use crate::feed::watch::Feed;
 use mesh_runtime::backoff::Backoff;
 
@@ -97,6 +99,8 @@ pub struct Candidate {
 struct Lease {
     id: i64,
     certain_until: Instant,
+    /// The revision at which this manager's record was written last.
+    said_at: i64,
 }
 
 impl Candidate {
@@ -120,13 +124,12 @@ impl Candidate {
     /// [`NameTaken`], once it is certain that the other manager of this name is alive.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), NameTaken> {
         let mut backoff = Backoff::new(PAUSE_SHORTEST, PAUSE_LONGEST);
-        let mut taken_since = None;
+        let (mut taken_since, mut held) = (None, None);
         loop {
-            let mut held = None;
             let end = tokio::select! {
                 end = self.live(&mut held, &mut backoff) => end,
                 () = shutdown.cancelled() => {
-                    self.resign(held).await;
+                    self.resign(&mut held).await;
                     return Ok(());
                 }
             };
@@ -134,7 +137,7 @@ impl Candidate {
             if let LeaseError::NameTaken(taken) = &error {
                 let since = *taken_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > NAME_WAIT {
-                    self.resign(held).await;
+                    self.resign(&mut held).await;
                     return Err(taken.clone());
                 }
             } else {
@@ -144,7 +147,7 @@ impl Candidate {
                 error = mesh_runtime::error_chain(&error),
                 "no lease: this manager counts as gone until it has one"
             );
-            self.resign(held).await;
+            self.resign(&mut held).await;
             let pause = backoff.pause(&mut rand::rng());
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -153,15 +156,17 @@ impl Candidate {
         }
     }
 
-    async fn resign(&self, held: Option<i64>) {
+    /// Gives up the lease in `held`, which stays there if etcd doesn't answer.
+    async fn resign(&self, held: &mut Option<i64>) {
         self.step_down();
-        if let Some(lease) = held
-            && let Err(error) = self.store.revoke_lease(lease).await
-        {
-            warn!(
-                error = mesh_runtime::error_chain(&error),
-                "give up this manager's lease; it ends by itself within {LEASE_TTL:?}"
-            );
+        if let Some(lease) = *held {
+            match self.store.revoke_lease(lease).await {
+                Ok(()) => *held = None,
+                Err(error) => warn!(
+                    error = mesh_runtime::error_chain(&error),
+                    "give up this manager's lease; will try again before there is another"
+                ),
+            }
         }
     }
 
@@ -183,8 +188,8 @@ impl Candidate {
     }
 
     /// Writes this manager's record, unless another manager of its name is alive. One at the same
-    /// address is this one before its restart.
-    async fn appear(&mut self, since: Timestamp, lease: i64) -> Result<(), LeaseError> {
+    /// address is this one before its restart. Returns the revision of the record.
+    async fn appear(&mut self, since: Timestamp, lease: i64) -> Result<i64, LeaseError> {
         let (name, address) = (&self.manager.name, &self.manager.address);
         let key = keys::manager(name);
         let unchanged = match self.feed.snapshot().managers.get(name) {
@@ -197,34 +202,47 @@ impl Candidate {
         };
         let presence = self.presence(since, lease)?;
         match self.store.txn(vec![unchanged], vec![presence]).await? {
-            TxnOutcome::Committed(_) => Ok(()),
+            TxnOutcome::Committed(revision) => Ok(revision),
             TxnOutcome::Conflict => Err(LeaseError::Overtaken),
         }
     }
 
     /// Rewrites this manager's record: its node, the time by its clock, the nodes whose clocks are
     /// off.
-    async fn say_again(&mut self, since: Timestamp, lease: &Lease) -> Result<(), LeaseError> {
+    async fn say_again(&mut self, since: Timestamp, lease: &mut Lease) -> Result<(), LeaseError> {
         let presence = self.presence(since, lease.id)?;
         let written = self.store.txn(vec![], vec![presence]);
         match tokio::time::timeout_at(lease.certain_until, written).await {
-            Ok(written) => written.map(drop).map_err(Into::into),
-            Err(_) => Err(LeaseError::Late),
+            Ok(Ok(TxnOutcome::Committed(revision))) => lease.said_at = revision,
+            Ok(Ok(TxnOutcome::Conflict)) => {}
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(LeaseError::Late),
         }
+        Ok(())
     }
 
-    /// Keeps one lease, from its grant to its loss.
+    /// Whether another manager deleted this one's record, as it took this machine for dead.
+    fn was_deposed(&self, snapshot: &ClusterSnapshot, lease: &Lease) -> bool {
+        snapshot.revision >= lease.said_at && !snapshot.managers.contains_key(&self.manager.name)
+    }
+
+    /// Keeps one lease, from its grant to its loss. One that could not be given up before is given
+    /// up first: after an election, etcd gives it its full life again, and the seat with it.
     async fn live(
         &mut self,
         held: &mut Option<i64>,
         backoff: &mut Backoff,
     ) -> Result<Infallible, LeaseError> {
+        if let Some(before) = *held {
+            self.store.revoke_lease(before).await?;
+            *held = None;
+        }
         let asked_at = Instant::now();
         let id = self.store.grant_lease(LEASE_TTL).await?;
         *held = Some(id);
-        let mut lease = Lease { id, certain_until: asked_at + LEASE_TTL - SAFETY_MARGIN };
         let since = Utc::now();
-        self.appear(since, id).await?;
+        let said_at = self.appear(since, id).await?;
+        let mut lease = Lease { id, certain_until: asked_at + LEASE_TTL - SAFETY_MARGIN, said_at };
         backoff.reset();
 
         let mut snapshots = self.feed.snapshots.clone();
@@ -235,6 +253,9 @@ impl Candidate {
         loop {
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
             let seat = snapshot.leader.as_ref().map(|leader| leader.create_revision);
+            if self.was_deposed(&snapshot, &lease) {
+                self.say_again(since, &mut lease).await?;
+            }
             let leads = *self.leadership.borrow();
             match leads {
                 None if seat.is_none() => self.take_seat(&lease).await?,
@@ -248,9 +269,9 @@ impl Candidate {
             tokio::select! {
                 _ = prolong.tick() => self.prolong(&mut lease).await?,
                 Ok(()) = snapshots.changed() => {}
-                Ok(()) = self.own_node.changed() => self.say_again(since, &lease).await?,
-                Ok(()) = self.cas.changed() => self.say_again(since, &lease).await?,
-                _ = say_again.tick() => self.say_again(since, &lease).await?,
+                Ok(()) = self.own_node.changed() => self.say_again(since, &mut lease).await?,
+                Ok(()) = self.cas.changed() => self.say_again(since, &mut lease).await?,
+                _ = say_again.tick() => self.say_again(since, &mut lease).await?,
             }
         }
     }

@@ -145,12 +145,12 @@ impl Link {
     /// Keeps a session with one manager or another until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+        let mut lost = None;
         loop {
-            let mut managers = self.managers.all();
-            managers.shuffle(&mut rand::rng());
-            for manager in managers {
+            for manager in in_turn(self.managers.all(), lost) {
                 if self.serve(manager, &shutdown).await {
                     backoff.reset();
+                    lost = Some(manager);
                 }
                 if shutdown.is_cancelled() {
                     return;
@@ -327,5 +327,28 @@ pub async fn join_any(
         }
         let wait = backoff.pause(&mut rand::rng());
         shutdown.run_until_cancelled(tokio::time::sleep(wait)).await?;
+    }
+}
+
+/// The managers in the order in which they are tried: at random, but the one whose session ended
+/// last comes at the end. If its machine is dead, only a deadline shows it.
+fn in_turn(mut managers: Vec<SocketAddr>, lost: Option<SocketAddr>) -> Vec<SocketAddr> {
+    managers.shuffle(&mut rand::rng());
+    managers.sort_by_key(|manager| Some(*manager) == lost);
+    managers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manager_that_was_lost_is_tried_last() {
+        let at = |last: u8| SocketAddr::from(([10, 0, 0, last], 2377));
+        for _ in 0..20 {
+            let order = in_turn(vec![at(1), at(2), at(3)], Some(at(2)));
+            assert_eq!((order.len(), order[2]), (3, at(2)), "{order:?}");
+        }
+        assert_eq!(in_turn(vec![at(1)], Some(at(1))), [at(1)], "the only one");
     }
 }

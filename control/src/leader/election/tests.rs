@@ -128,6 +128,35 @@ async fn a_leader_cut_off_steps_down_before_its_lease_ends_and_leads_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_leader_that_is_deposed_and_lives_counts_as_alive_at_once() {
+    let store = MemoryStore::new();
+    let mut only = manager("a", &store);
+    let term = only.leads().await;
+    let records = vec![Op::delete(keys::LEADER), Op::delete(keys::manager("a"))];
+    store.txn(vec![term.fence()], records).await.unwrap();
+    only.leadership.wait_for(|now| *now != Some(term)).await.unwrap();
+    let mut snapshots = only.feed.snapshots.clone();
+    let lives = snapshots.wait_for(|snapshot| snapshot.managers.contains_key("a"));
+    let lives = tokio::time::timeout(KEEP_ALIVE_PERIOD, lives).await;
+    assert!(lives.is_ok(), "its record is not back");
+    assert_ne!(only.leads().await, term, "a new term");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_an_election_of_etcd_prolongs_keeps_the_seat_from_nobody() {
+    let store = MemoryStore::new();
+    let mut only = manager("a", &store);
+    let term = only.leads().await;
+    store.set_reachable(false);
+    only.leadership.wait_for(Option::is_none).await.unwrap();
+    store.restart_leases();
+    store.set_reachable(true);
+    let back = Instant::now();
+    assert_ne!(only.leads().await, term, "a new term");
+    assert!(back.elapsed() <= PAUSE_LONGEST * 2, "the seat was taken for {:?}", back.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_leader_whose_seat_was_taken_steps_down() {
     let store = MemoryStore::new();
     let mut only = manager("a", &store);

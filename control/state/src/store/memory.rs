@@ -71,6 +71,14 @@ impl MemoryStore {
         self.news.send_modify(|news| news.reachable = reachable);
     }
 
+    /// Gives every lease its full life again, as etcd does after it has elected a leader.
+    pub fn restart_leases(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for lease in state.leases.values_mut() {
+            lease.ends_at = Instant::now() + lease.ttl;
+        }
+    }
+
     fn lock(&self, operation: &'static str) -> Result<MutexGuard<'_, State>, StoreError> {
         self.check_reachable(operation)?;
         Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
