@@ -145,7 +145,7 @@ fn still_matters(component: Component, node: &NodeLayout, pid: u32, dying: &[u32
 }
 
 /// The children of all threads of a process; none if it ends in the meantime.
-fn children_of(pid: u32) -> Vec<u32> {
+pub(crate) fn children_of(pid: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
     lists

@@ -34,8 +34,20 @@ pub(super) fn hand_out(managers: &[NodeLayout]) -> Result<()> {
     Ok(())
 }
 
-/// etcdctl's variables for a command that runs on `node`.
-pub(super) fn etcdctl_variables(node: &NodeLayout) -> [(&'static str, PathBuf); 4] {
+/// etcdctl's variables for a command that runs on `node`; `own` says whether the etcd is the one
+/// that mesh-control runs.
+pub(super) fn etcdctl_variables(node: &NodeLayout, own: bool) -> [(&'static str, PathBuf); 4] {
+    if own {
+        // mesh-control's defaults.
+        let authority = node.control_dir().join("etcd/pki").join(format!("{CA_FILE}.pem"));
+        let keys = node.control_socket().with_file_name("etcd");
+        return [
+            ("ETCDCTL_ENDPOINTS", PathBuf::from("https://127.0.0.1:4802")),
+            ("ETCDCTL_CACERT", authority),
+            ("ETCDCTL_CERT", keys.join(format!("{CLIENT_FILE}.pem"))),
+            ("ETCDCTL_KEY", keys.join(format!("{CLIENT_FILE}.key"))),
+        ];
+    }
     [
         ("ETCDCTL_ENDPOINTS", PathBuf::from(format!("https://{}:2379", node.ip()))),
         ("ETCDCTL_CACERT", ca(node)),

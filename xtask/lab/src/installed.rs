@@ -208,6 +208,11 @@ impl Machine {
         self.address
     }
 
+    /// A file of the machine, as this process sees it.
+    pub fn path(&self, inside: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{inside}", self.pid))
+    }
+
     /// Runs a shell script on it; returns what it prints.
     ///
     /// # Errors

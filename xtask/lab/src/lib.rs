@@ -210,8 +210,11 @@ impl Lab {
             (machine::entrance(&node), Some(component::unix_url(&node.mesh_socket())))
         };
         let is_manager = self.record.node(place).is_some_and(|node| node.manager);
-        let etcdctl =
-            self.layout.node_named(place).filter(|_| is_manager).map(|n| etcd_keys::etcdctl_variables(&n));
+        let etcdctl = self
+            .layout
+            .node_named(place)
+            .filter(|_| is_manager)
+            .map(|node| etcd_keys::etcdctl_variables(&node, self.record.empty));
         let (program, args) = entrance.split_first().context("an entrance has a program")?;
         let mut command = Command::new(program);
         command.args(args);

@@ -1,4 +1,5 @@
-//! Long downloads at a steady pace; each is complete or counts as cut.
+//! Long downloads at a steady pace, or for as long as a test lasts; each is complete or counts as
+//! cut.
 //!
 //! Invariant: every download that was begun is counted, as complete or as cut.
 
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::http;
 use crate::netns::Netns;
@@ -20,6 +21,20 @@ const BYTES: usize = 24_000_000;
 const PIECES: u32 = 60;
 /// How long a download may take beyond its planned time.
 const SLACK: Duration = Duration::from_secs(20);
+/// The bytes of a download that lasts until it is stopped, of which it reads so many at a time,
+/// with this pause: enough for a quarter of an hour.
+const LASTING_BYTES: usize = 32_000_000;
+const LASTING_PIECE: usize = 16_384;
+const LASTING_PAUSE: Duration = Duration::from_millis(500);
+
+/// How fast a download is read.
+#[derive(Debug, Clone, Copy)]
+enum Pace {
+    /// In this time, steadily.
+    Within(Duration),
+    /// Slowly until the test ends, then as fast as it comes.
+    UntilStopped,
+}
 
 /// Downloads of `whoami`'s `/bytes`, one after the other on each of several threads.
 #[derive(Debug)]
@@ -41,6 +56,15 @@ impl Downloads {
     /// Starts `count` downloads at a time from `client`, each planned to take `lasting`, from the
     /// `servers` in turn.
     pub fn start(client: &Netns, servers: &[SocketAddrV4], count: usize, lasting: Duration) -> Self {
+        Self::start_paced(client, servers, count, Pace::Within(lasting))
+    }
+
+    /// Starts `count` downloads at a time that last until [`Downloads::finish`] is called.
+    pub fn start_lasting(client: &Netns, servers: &[SocketAddrV4], count: usize) -> Self {
+        Self::start_paced(client, servers, count, Pace::UntilStopped)
+    }
+
+    fn start_paced(client: &Netns, servers: &[SocketAddrV4], count: usize, pace: Pace) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = |number: usize| {
             let (client, servers, stop) = (client.clone(), servers.to_vec(), Arc::clone(&stop));
@@ -51,7 +75,7 @@ impl Downloads {
                         if stop.load(Ordering::Relaxed) {
                             break;
                         }
-                        match download((*server).into(), lasting) {
+                        match download((*server).into(), pace, &stop) {
                             Ok(()) => seen.whole += 1,
                             Err(error) => seen.cut.push(format!("{server}: {error:#}")),
                         }
@@ -79,21 +103,39 @@ impl Downloads {
     }
 }
 
-/// One download at a steady pace.
-fn download(server: SocketAddr, lasting: Duration) -> Result<()> {
+/// One download.
+fn download(server: SocketAddr, pace: Pace, stop: &AtomicBool) -> Result<()> {
     let begun = Instant::now();
-    let mut stream = http::open(server, &format!("/bytes?n={BYTES}"), http::DEADLINE)?;
+    let (bytes, piece) = match pace {
+        Pace::Within(_) => (BYTES, BYTES / PIECES as usize),
+        Pace::UntilStopped => (LASTING_BYTES, LASTING_PIECE),
+    };
+    let mut stream = http::open(server, &format!("/bytes?n={bytes}"), http::DEADLINE)?;
     stream.set_read_timeout(Some(SLACK)).context("set the read deadline")?;
-    let mut answer = Vec::with_capacity(BYTES + 512);
-    let mut piece = vec![0; BYTES / PIECES as usize];
+    let mut piece = vec![0; piece];
+    // Only the head is kept: the bodies of many downloads would fill the memory.
+    let (mut head, mut end, mut length) = (Vec::new(), None, 0);
     loop {
-        let length = stream.read(&mut piece).with_context(|| format!("after {} bytes", answer.len()))?;
-        if length == 0 {
+        let read = stream.read(&mut piece).with_context(|| format!("after {length} bytes"))?;
+        if read == 0 {
             break;
         }
-        answer.extend_from_slice(&piece[..length]);
-        let pieces = u32::try_from(answer.len() * PIECES as usize / BYTES).unwrap_or(PIECES).min(PIECES);
-        std::thread::sleep((begun + lasting * pieces / PIECES).saturating_duration_since(Instant::now()));
+        length += read;
+        if end.is_none() {
+            head.extend_from_slice(&piece[..read]);
+            end = http::announced_end(&head);
+        }
+        match pace {
+            Pace::Within(lasting) => {
+                let pieces = u32::try_from(length * PIECES as usize / BYTES).unwrap_or(PIECES).min(PIECES);
+                let due = begun + lasting * pieces / PIECES;
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
+            Pace::UntilStopped if stop.load(Ordering::Relaxed) => piece.resize(BYTES / PIECES as usize, 0),
+            Pace::UntilStopped => std::thread::sleep(LASTING_PAUSE),
+        }
     }
-    http::parse(&answer).map(drop)
+    ensure!(head.starts_with(b"HTTP/1.1 200"), "the answer is no success");
+    ensure!(end == Some(length), "cut: {length} bytes came, the answer's end was announced as {end:?}");
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a response is complete (its body has the announced length) or it is an error.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -87,6 +87,41 @@ pub fn read_to_end(stream: &mut TcpStream, deadline: Duration) -> Result<Vec<u8>
     }
 }
 
+/// Reads one response from a connection that stays open, no longer than `deadline` in all. `None`
+/// if the server closed the connection before it sent anything.
+///
+/// # Errors
+/// The connection is cut within the response, or the deadline passes.
+pub fn read_one(stream: &mut TcpStream, deadline: Duration) -> Result<Option<Response>> {
+    let until = Instant::now() + deadline;
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; 16_384];
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        ensure!(!left.is_zero(), "no complete answer within {deadline:?}, {} bytes so far", bytes.len());
+        stream.set_read_timeout(Some(left)).context("set the read deadline")?;
+        match stream.read(&mut chunk) {
+            Ok(0) if bytes.is_empty() => return Ok(None),
+            Ok(0) => return parse(&bytes).map(Some),
+            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
+            Err(error) if bytes.is_empty() && error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("after {} bytes", bytes.len())),
+        }
+        if announced_end(&bytes).is_some_and(|end| bytes.len() >= end) {
+            return parse(&bytes).map(Some);
+        }
+    }
+}
+
+/// Where a response ends by its `Content-Length`, once its head is there.
+pub fn announced_end(bytes: &[u8]) -> Option<usize> {
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&bytes[..end]).ok()?;
+    let mut headers = head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+    let (_, length) = headers.find(|(name, _)| name.eq_ignore_ascii_case("content-length"))?;
+    Some(end + 4 + length.trim().parse::<usize>().ok()?)
+}
+
 /// Parses a response that was read to its end.
 ///
 /// # Errors
@@ -148,6 +183,13 @@ mod tests {
         let cut = parse(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi").unwrap_err().to_string();
         assert!(cut.contains("2 of 3"), "expected how much came, saw: {cut}");
         assert!(parse(b"HTTP/1.1 200 OK\r\nConte").is_err(), "headers without an end were taken");
+    }
+
+    #[test]
+    fn the_end_of_an_answer_is_known_from_its_head() {
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
+        assert_eq!(announced_end(answer), Some(answer.len()));
+        assert_eq!(announced_end(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"), None, "half a head");
     }
 
     #[test]

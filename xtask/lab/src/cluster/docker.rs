@@ -9,9 +9,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
+
+use super::eventually;
 
 /// How often the server of a running command is probed.
 const LOOK: Duration = Duration::from_secs(2);
@@ -122,6 +124,20 @@ impl Docker {
             .lines()
             .map(|line| serde_json::from_str(line).with_context(|| format!("a row of service ps: {line}")))
             .collect()
+    }
+
+    /// Waits until exactly `count` tasks of the service run, and returns their rows.
+    ///
+    /// # Errors
+    /// They don't within `within`; the message has the last rows.
+    pub fn wait_running(&self, service: &str, count: usize, within: Duration) -> Result<Vec<TaskRow>> {
+        eventually(&format!("{count} running tasks of {service}"), within, || {
+            let rows = self.tasks(service)?;
+            let running: Vec<TaskRow> = rows.iter().filter(|row| row.is_running()).cloned().collect();
+            let wanted = rows.iter().filter(|row| row.desired_state == "Running").count();
+            ensure!(running.len() == count && wanted == count, "tasks: {rows:#?}");
+            Ok(running)
+        })
     }
 
     fn output(&self, args: &[&str]) -> Result<Output> {

@@ -116,14 +116,7 @@ impl Cluster {
     /// # Errors
     /// They don't within `within`; the message has the last rows.
     pub fn wait_running(&self, service: &str, count: usize, within: Duration) -> Result<Vec<TaskRow>> {
-        let docker = self.docker()?;
-        eventually(&format!("{count} running tasks of {service}"), within, || {
-            let rows = docker.tasks(service)?;
-            let running: Vec<TaskRow> = rows.iter().filter(|row| row.is_running()).cloned().collect();
-            let wanted = rows.iter().filter(|row| row.desired_state == "Running").count();
-            ensure!(running.len() == count && wanted == count, "tasks: {rows:#?}");
-            Ok(running)
-        })
+        self.docker()?.wait_running(service, count, within)
     }
 }
 

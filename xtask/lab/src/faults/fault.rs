@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 
 /// Something that goes wrong on one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// mesh-agent is killed, and started again
     AgentKilled,
     /// mesh-control is killed, and started again
@@ -84,7 +84,7 @@ impl Fault {
     }
 
     /// Which connections the fault may break.
-    pub(super) fn bound(self) -> Bound {
+    pub(crate) fn bound(self) -> Bound {
         let (own, others) = match self {
             // Two seconds until a silent node's backends leave the selection, and as long again
             // for a handshake that was under way.
@@ -136,16 +136,16 @@ pub(super) enum Severed {
 
 /// The connections that a fault may break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Bound {
+pub(crate) struct Bound {
     /// Those to the faulty node's own address.
-    pub(super) own: Allowed,
+    pub(crate) own: Allowed,
     /// Those to the addresses of the other nodes.
-    pub(super) others: Allowed,
+    pub(crate) others: Allowed,
 }
 
 /// When connections that are opened may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Allowed {
+pub(crate) enum Allowed {
     /// At no time.
     Nothing,
     /// From the fault's begin on, for this long.
@@ -158,9 +158,9 @@ pub(super) enum Allowed {
 
 /// When a fault began and was undone, since the load began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) begun: Duration,
-    pub(super) healed: Duration,
+pub(crate) struct Span {
+    pub(crate) begun: Duration,
+    pub(crate) healed: Duration,
 }
 
 /// A node is down for managers after this long without a heartbeat.
@@ -170,7 +170,7 @@ const UNDER_WAY: Duration = Duration::from_secs(1);
 
 impl Allowed {
     /// Whether a connection that was opened at this moment may have failed.
-    pub(super) fn covers(self, opened: Duration, span: Span) -> bool {
+    pub(crate) fn covers(self, opened: Duration, span: Span) -> bool {
         let (from, until) = match self {
             Self::Nothing => return false,
             Self::First(after) => (span.begun, span.begun + after),

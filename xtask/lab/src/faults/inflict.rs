@@ -60,7 +60,7 @@ pub(super) fn inflict(
 ///
 /// # Errors
 /// No manager answers, or none leads.
-pub(super) fn leader(docker: &Docker) -> Result<String> {
+pub(crate) fn leader(docker: &Docker) -> Result<String> {
     let rows = docker.run(&["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"])?;
     let leader = rows.lines().find_map(|row| row.strip_suffix(" Leader"));
     leader.map(str::to_owned).with_context(|| format!("no leader among {rows}"))

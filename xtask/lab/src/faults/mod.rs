@@ -19,7 +19,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use mesh_checkout::setup;
 
-use self::fault::{Bound, Fault, Round, Severed, Span};
+use self::fault::{Bound, Round, Severed};
+pub(crate) use self::fault::{Fault, Span};
+pub(crate) use self::inflict::leader;
 use self::invariants::{Breach, Invariant};
 use crate::artifacts::{self, Binaries};
 use crate::client::held::{Connection, Held};
@@ -161,7 +163,7 @@ fn one_round(
     let docker = cluster.docker()?;
     let mut node = cluster.record.nodes.get(round.node).context("a node of the lab")?.name.clone();
     if round.fault == Fault::LeaderCutOff {
-        node = eventually("a leader", SETTLING, || inflict::leader(&docker))?;
+        node = eventually("a leader", SETTLING, || leader(&docker))?;
     }
     let since = Instant::now();
     let loads: Vec<(String, LoadGenerator)> = cluster
@@ -256,8 +258,11 @@ fn severed(connections: &[Connection], node: &str, address: Ipv4Addr, allowed: S
         .collect()
 }
 
-/// Waits until the cluster is as it should be.
-fn settle(lab: &Lab, cluster: &Cluster, wanted: &BTreeMap<String, usize>) -> Result<()> {
+/// Waits until the cluster is as it should be, with so many tasks of each service.
+///
+/// # Errors
+/// It isn't within [`SETTLING`]; the message has the first invariant that is broken.
+pub(crate) fn settle(lab: &Lab, cluster: &Cluster, wanted: &BTreeMap<String, usize>) -> Result<()> {
     eventually(&format!("the cluster to have {}", observe::shown(wanted)), SETTLING, || {
         let breaches = invariants::breaches(&observe::look(lab, cluster, wanted.keys())?, wanted);
         match breaches.first() {

@@ -1,8 +1,6 @@
 //! Certificates that live for two minutes, and a CA that is replaced twice, under requests to a
 //! published port and to every manager's API: none may fail.
 
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,13 +8,14 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use mesh_checkout::setup;
 
+use super::managers;
+use super::polling::Polling;
 use crate::artifacts;
 use crate::client::http;
 use crate::client::load::LoadGenerator;
 use crate::cluster::{Cluster, eventually, samples};
 use crate::layout::{LabName, Layout};
-use crate::record::NodeRecord;
-use crate::{Datapath, Lab, UpOptions, ready};
+use crate::{Datapath, Lab, UpOptions};
 
 /// The life of certificates, as the CLI takes it.
 const LIFE: &str = "2m";
@@ -63,51 +62,25 @@ pub(super) fn run(args: &CertificatesArgs) -> Result<()> {
     for server in &servers {
         eventually(&format!("{server} answers"), PATIENCE, || cluster.ask(*server, "/"))?;
     }
-    let calls = Calls::default();
     let load = LoadGenerator::start(&cluster.client(), &servers, "/", RATE);
-    let held = thread::scope(|scope| {
-        for node in cluster.record.nodes.iter().filter(|node| node.manager) {
-            let calls = &calls;
-            scope.spawn(move || calls.make(node));
-        }
-        let held = hold(&cluster, Duration::from_secs(60 * args.minutes));
-        calls.stop.store(true, Ordering::Relaxed);
-        held
-    });
+    let names: Vec<&str> =
+        cluster.record.nodes.iter().filter(|node| node.manager).map(|node| node.name.as_str()).collect();
+    let polling = Polling::start(managers::sockets(&cluster, &names)?, CALL_PAUSE);
+    let held = hold(&cluster, Duration::from_secs(60 * args.minutes));
+    let polled = polling.stop()?;
     let report = load.stop()?;
-    let (made, failed) = (calls.made.load(Ordering::Relaxed), calls.failed.load(Ordering::Relaxed));
+    let made: u64 = polled.iter().map(|one| one.answered).sum();
+    let failed: Vec<&String> = polled.iter().flat_map(|one| &one.failures).collect();
     println!(
-        "{} requests answered, {} failed; {made} calls of the API, {failed} failed",
+        "{} requests answered, {} failed; {made} calls of the API answered, {} failed",
         report.answered(),
-        report.failures.len()
+        report.failures.len(),
+        failed.len()
     );
     held?;
     ensure!(report.failures.is_empty(), "requests failed: {:?}", report.failures.first());
-    ensure!(failed == 0 && made > 0, "calls of the API failed: see above");
+    ensure!(failed.is_empty() && made > 0, "calls of the API failed: {:?}", failed.first());
     Lab::down(&layout)
-}
-
-/// Calls to the managers' APIs.
-#[derive(Debug, Default)]
-struct Calls {
-    made: AtomicU64,
-    failed: AtomicU64,
-    stop: AtomicBool,
-}
-
-impl Calls {
-    /// Calls one manager again and again.
-    fn make(&self, node: &NodeRecord) {
-        let socket = Path::new(node.mesh_host.trim_start_matches("unix://"));
-        while !self.stop.load(Ordering::Relaxed) {
-            self.made.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = ready::get_unix(socket, "/v1.41/services") {
-                self.failed.fetch_add(1, Ordering::Relaxed);
-                eprintln!("{}: {error:#}", node.name);
-            }
-            thread::sleep(CALL_PAUSE);
-        }
-    }
 }
 
 fn hold(cluster: &Cluster, duration: Duration) -> Result<()> {

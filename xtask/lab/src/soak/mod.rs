@@ -5,7 +5,16 @@ mod churn;
 mod clocks;
 mod forged_tunnel;
 mod install;
+mod leader;
 mod listeners;
+mod machines;
+mod managers;
+mod measured;
+mod members;
+mod polling;
+mod rolling;
+mod traffic;
+mod upgrade;
 mod virtual_ips;
 
 use anyhow::Result;
@@ -33,6 +42,10 @@ enum Soak {
     /// Install the packages of `cargo xtask dist` on machines with systemd, form a cluster, kill
     /// the manager, remove the packages: every node must answer within a minute (needs root)
     Install(install::InstallArgs),
+    /// Kill the leader's machine during rolling updates under load, then two of three etcd: another
+    /// manager must act within 5 s, the API of the others must go on, no request may fail (needs
+    /// root)
+    Leader(leader::LeaderArgs),
     /// Open silent, half and false connections by the thousand on every listener: the API must
     /// answer, logs must stay small (needs root)
     Listeners(listeners::ListenersArgs),
@@ -42,6 +55,13 @@ enum Soak {
     /// Renew certificates of two minutes and replace the CA, under requests and calls of every
     /// manager's API: none may fail (needs root)
     Certificates(certificates::CertificatesArgs),
+    /// Demote, promote, remove managers and let one leave during rolling updates under load: etcd's
+    /// members must follow, no request may fail (needs root)
+    Members(members::MembersArgs),
+    /// Upgrade the packages of an earlier commit to this checkout's on machines with systemd, one
+    /// after the other, under requests and long downloads: none may fail, none may be cut (needs
+    /// root)
+    Upgrade(upgrade::UpgradeArgs),
     /// Update, scale and drain a service under connections to its virtual IP from every node, and
     /// kill the control plane: none may fail, none may be cut (needs root)
     VirtualIps(virtual_ips::VirtualIpsArgs),
@@ -56,7 +76,10 @@ pub fn run(args: &SoakArgs) -> Result<()> {
         Soak::Churn(args) => churn::run(args),
         Soak::ForgedTunnel(args) => forged_tunnel::run(args),
         Soak::Install(args) => install::run(args),
+        Soak::Leader(args) => leader::run(args),
         Soak::Listeners(args) => listeners::run(args),
+        Soak::Members(args) => members::run(args),
+        Soak::Upgrade(args) => upgrade::run(args),
         Soak::Clocks(args) => clocks::run(args),
         Soak::Certificates(args) => certificates::run(args),
         Soak::VirtualIps(args) => virtual_ips::run(args),

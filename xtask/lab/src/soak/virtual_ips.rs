@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use mesh_checkout::setup;
 
+use super::rolling;
 use crate::artifacts::{self, Binaries};
 use crate::client::downloads::{Downloads, Seen};
 use crate::client::load::{LoadGenerator, Report};
@@ -224,13 +225,9 @@ fn timed(what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-fn update(cluster: &Cluster, docker: &Docker, replicas: usize, args: &[&str]) -> Result<()> {
-    docker.run(&[&["service", "update", "--detach"][..], args, &[SERVICE]].concat())?;
-    eventually("the end of the update", UPDATE_PATIENCE, || {
-        let status = docker.run(&["service", "inspect", "--format", "{{.UpdateStatus.State}}", SERVICE])?;
-        ensure!(status.trim() == "completed", "the update's state: {status}");
-        Ok(())
-    })?;
+fn update(cluster: &Cluster, docker: &Docker, replicas: usize, flags: &[&str]) -> Result<()> {
+    rolling::begin(docker, SERVICE, flags)?;
+    rolling::wait_until(docker, SERVICE, "completed", UPDATE_PATIENCE)?;
     cluster.wait_running(SERVICE, replicas, PATIENCE).map(drop)
 }
 

@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 
 use super::SERVICE;
 use crate::cluster::{Cluster, Docker, eventually};
+use crate::soak::rolling;
 
 /// The service's tasks, and how many they are scaled up to.
 pub(super) const REPLICAS: usize = 6;
@@ -65,12 +66,8 @@ impl Act {
 
 fn update(cluster: &Cluster, docker: &Docker, cycle: usize) -> Result<()> {
     let value = format!("--env-add=CYCLE={cycle}");
-    docker.run(&["service", "update", "--detach", "--update-order=start-first", &value, SERVICE])?;
-    eventually("the end of the update", PATIENCE, || {
-        let state = docker.run(&["service", "inspect", "--format", "{{.UpdateStatus.State}}", SERVICE])?;
-        ensure!(state.trim() == "completed", "the update's state: {state}");
-        Ok(())
-    })?;
+    rolling::begin(docker, SERVICE, &["--update-order=start-first", &value])?;
+    rolling::wait_until(docker, SERVICE, "completed", PATIENCE)?;
     cluster.wait_running(SERVICE, REPLICAS, PATIENCE).map(drop)
 }
 
