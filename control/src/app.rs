@@ -5,6 +5,7 @@
 //! [`mesh_runtime`], so one that panics or ends too early ends the process with an error, and its
 //! supervisor restarts it.
 
+mod beginning;
 mod desk;
 mod init_desk;
 mod managed;
@@ -15,6 +16,7 @@ mod remote;
 mod sockets;
 mod unlock;
 mod unlock_desk;
+mod upkeep;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -47,7 +49,6 @@ use crate::context::{ApiContext, RELAY_KEY, join_tokens};
 use crate::doors::Doors;
 use crate::feed::clocks;
 use crate::feed::watch::Feed;
-use crate::leader::compaction;
 use crate::leader::deposition::Deposition;
 use crate::leader::driver::Driver;
 use crate::leader::election::{Candidate, Leadership};
@@ -62,6 +63,7 @@ use crate::orders::Orders;
 use crate::own_node::OwnNode;
 use crate::own_store::OwnStore;
 use crate::planners;
+use crate::raised_store::RaisedStore;
 use crate::slots::own_ports;
 use crate::waiting;
 use mesh_runtime::backoff::Backoff;
@@ -178,7 +180,9 @@ async fn serve_cluster(
     };
     let Some(opened) = opened else { return Ok(None) };
     let manager_token = join_tokens(&opened.cluster, &opened.sealer)?.manager;
-    let store = OwnStore::new(store, opened.cluster.id.clone(), opened.created);
+    let base = opened.cluster.revision_base;
+    let store =
+        OwnStore::new(RaisedStore::new(store, base), opened.cluster.id.clone(), opened.created + base);
     let store: Arc<dyn Store> = Arc::new(store);
     let parts = DaemonParts { components: components.clone(), shutdown };
     let own_ports = {
@@ -387,8 +391,6 @@ fn start_leadership(
     };
     parts.start("the planners' driver", driver.run(parts.shutdown.clone()));
     metrics::cluster::register(feed.clone(), leadership.clone(), registry)?;
-    let compaction =
-        compaction::run(Arc::clone(store), feed.clone(), leadership.clone(), parts.shutdown.clone());
-    parts.start("compaction", compaction);
+    upkeep::start(config, context, &leadership, registry, parts)?;
     Ok(leadership)
 }

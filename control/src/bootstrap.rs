@@ -332,6 +332,7 @@ fn new_cluster(
         unlock_key: None,
         ca_rotation: None,
         force_rotate: 0,
+        revision_base: 0,
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use ipnet::Ipv4Net;
@@ -130,6 +131,35 @@ pub struct Cli {
     /// The prefix length of such a subnet [default: 24].
     #[arg(long, env = "MESH_NETWORK_ADDR_POOL_MASK_LENGTH", value_name = "BITS")]
     pub network_addr_pool_mask_length: Option<u8>,
+
+    /// How often the leader makes a backup, as in `12h`. Set it alike on all managers: each keeps
+    /// the files that it made while it led. `mesh backup` restores them.
+    #[arg(
+        long,
+        env = "MESH_BACKUP_EVERY",
+        value_name = "DURATION",
+        value_parser = humantime::parse_duration,
+        requires = "backup_passphrase_file"
+    )]
+    pub backup_every: Option<Duration>,
+
+    /// Directory of the backups [default: `backups` in the data directory].
+    #[arg(long, env = "MESH_BACKUP_DIR", value_name = "DIR", requires = "backup_every")]
+    pub backup_dir: Option<PathBuf>,
+
+    /// How many backups of the cluster stay in that directory.
+    #[arg(
+        long,
+        env = "MESH_BACKUP_KEEP",
+        value_name = "NUMBER",
+        default_value_t = 14,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub backup_keep: u16,
+
+    /// File with the passphrase that seals backups; readable by its owner alone (mode 0600).
+    #[arg(long, env = "MESH_BACKUP_PASSPHRASE_FILE", value_name = "FILE", requires = "backup_every")]
+    pub backup_passphrase_file: Option<PathBuf>,
 
     /// Log level, or directives as in `info,mesh_control::leader::driver=debug`.
     #[arg(long, env = "MESH_LOG", value_name = "LEVEL", default_value = "info")]

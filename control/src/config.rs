@@ -1,5 +1,6 @@
 //! The configuration of `mesh-control`, checked. Opens and binds nothing.
 
+mod backups;
 mod remote_api;
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,6 +14,7 @@ use crate::founding::Founding;
 use crate::managed_etcd::ManagedEtcd;
 use crate::pool::{PoolError, WantedNetworkPool, WantedPool};
 use crate::seal::unlock_key::UnlockKey;
+pub use backups::Backups;
 pub use remote_api::RemoteApi;
 
 /// A checked configuration.
@@ -38,6 +40,8 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// The Docker API for clients on other machines; `None`: it is off.
     pub remote_api: Option<RemoteApi>,
+    /// Scheduled backups; `None`: there are none.
+    pub backups: Option<Backups>,
     /// The pool of tasks' addresses.
     pub pool: WantedPool,
     /// The pool of networks' subnets.
@@ -78,6 +82,7 @@ pub struct ManagedSettings {
     etcd_run_dir: PathBuf,
     metrics_listen: Option<SocketAddr>,
     remote_api: Option<RemoteApi>,
+    backups: Option<Backups>,
     pool: WantedPool,
     new_cluster: bool,
 }
@@ -102,6 +107,7 @@ impl ManagedSettings {
             return Err(ConfigError::NetworkPool);
         }
         let remote_api = RemoteApi::new(&cli, hostname.as_deref())?;
+        let backups = Backups::new(&cli);
         // Its directory is this manager's own, and in memory as a rule.
         let beside_socket = || cli.socket.with_file_name("etcd");
         Ok(Self {
@@ -115,6 +121,7 @@ impl ManagedSettings {
             etcd_program: cli.etcd_program,
             metrics_listen: cli.metrics_listen,
             remote_api,
+            backups,
             pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
             new_cluster: cli.new_cluster,
         })
@@ -169,6 +176,7 @@ impl ManagedSettings {
             socket: self.socket.clone(),
             metrics_listen: self.metrics_listen.unwrap_or_else(|| SocketAddr::new(advertise, METRICS_PORT)),
             remote_api: self.remote_api.clone(),
+            backups: self.backups.clone(),
             pool: self.pool,
             network_pool: WantedNetworkPool::new(founding.network_pool, founding.network_prefix)?,
             unlock: self.unlock.clone(),
@@ -231,6 +239,7 @@ impl Config {
     /// The first mistake.
     pub fn new(cli: Cli, hostname: Option<String>) -> Result<Self, ConfigError> {
         let remote_api = RemoteApi::new(&cli, hostname.as_deref())?;
+        let backups = Backups::new(&cli);
         let name = name_of(cli.name.or(hostname))?;
         let advertise = cli.advertise.ok_or(ConfigError::NoAdvertise)?;
         if advertise.is_unspecified() {
@@ -259,6 +268,7 @@ impl Config {
             socket: cli.socket,
             metrics_listen: cli.metrics_listen.unwrap_or_else(|| SocketAddr::new(advertise, METRICS_PORT)),
             remote_api,
+            backups,
             pool: WantedPool::new(cli.default_addr_pool, cli.default_addr_pool_mask_length)?,
             network_pool: WantedNetworkPool::new(cli.network_addr_pool, cli.network_addr_pool_mask_length)?,
             unlock: None,
@@ -349,6 +359,7 @@ mod tests {
             network_pool: "10.20.0.0/16".parse().ok(),
             network_prefix: Some(26),
             joins: None,
+            restores: false,
         };
         let config = managed.config(&founding).unwrap();
         assert_eq!(config.etcd.addresses, ["https://127.0.0.1:4802"]);

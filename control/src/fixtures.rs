@@ -200,6 +200,7 @@ pub(crate) fn cluster() -> Cluster {
         unlock_key: None,
         ca_rotation: None,
         force_rotate: 0,
+        revision_base: 0,
     }
 }
 

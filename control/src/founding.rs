@@ -39,6 +39,9 @@ pub struct Founding {
     /// once it has joined, and for the first manager.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joins: Option<BTreeMap<String, String>>,
+    /// Whether a backup is being restored into its new etcd: `false` once all of it is there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restores: bool,
 }
 
 /// Why the file can't be used.
@@ -117,6 +120,8 @@ pub fn clear(data_dir: &Path, etcd: &Path) -> Result<(), FoundingError> {
 /// A file can't be used or removed.
 pub fn settle(data_dir: &Path, etcd: &Path) -> Result<Option<Founding>, FoundingError> {
     match Founding::load(data_dir)? {
+        // What is in etcd is no whole cluster yet.
+        Some(founding) if founding.restores => clear(data_dir, etcd).map(|()| None),
         // The key is written last.
         Some(founding) if founding.joins.is_none() || data_dir.join("key").exists() => Ok(Some(founding)),
         None if !etcd.exists() => Ok(None),
@@ -139,6 +144,7 @@ mod tests {
             network_pool: "10.20.0.0/16".parse().ok(),
             network_prefix: Some(26),
             joins: None,
+            restores: false,
         };
         founding.store(&data).unwrap();
         assert_eq!(Founding::load(&data).unwrap(), Some(founding.clone()));
@@ -157,6 +163,9 @@ mod tests {
         fs::create_dir_all(data.join("etcd/data")).unwrap();
         assert_eq!(settle(&data, &data.join("etcd")).unwrap(), None);
         assert!(!data.join("key").exists() && !data.join("etcd").exists(), "a removal is completed");
+        Founding { restores: true, ..founding }.store(&data).unwrap();
+        fs::write(data.join("key"), "k").unwrap();
+        assert_eq!(settle(&data, &data.join("etcd")).unwrap(), None, "half of a backup is no cluster");
         fs::write(data.join(FILE), "nonsense").unwrap();
         assert!(matches!(Founding::load(&data), Err(FoundingError::Damaged { .. })));
     }

@@ -20,6 +20,7 @@ pub mod slots;
 pub mod leader;
 
 pub mod at_rest;
+pub mod backup_schedule;
 pub mod bootstrap;
 pub mod ca;
 pub mod seal;
@@ -28,6 +29,7 @@ pub mod vault;
 
 pub mod context;
 mod docker_json;
+pub mod dump;
 pub mod founding;
 pub mod handover;
 pub mod logs;
@@ -40,6 +42,8 @@ pub mod remote_api;
 
 pub mod metrics;
 pub mod own_store;
+pub mod raised_store;
+pub mod refill;
 mod waiting;
 
 pub mod app;

@@ -63,8 +63,31 @@ pub async fn read(
     id: &DependencyId,
 ) -> Result<Option<Zeroizing<Vec<u8>>>, VaultError> {
     let Some(stored) = store.get(&keys::sealed(kind, id)).await? else { return Ok(None) };
-    match stored.value.split_first() {
-        Some((&FORM, bytes)) => Ok(Some(sealer.open_bytes(&purpose(kind, id), bytes)?)),
+    open(sealer, kind, id, &stored.value).map(Some)
+}
+
+/// The stored form under the key of `to` of data that is stored under the key of `from`.
+///
+/// # Errors
+/// [`VaultError::Seal`] and [`VaultError::Newer`].
+pub fn seal_anew(
+    from: &Sealer,
+    to: &Sealer,
+    kind: DependencyKind,
+    id: &DependencyId,
+    stored: &[u8],
+) -> Result<Vec<u8>, VaultError> {
+    Ok(seal(to, kind, id, &open(from, kind, id, stored)?)?)
+}
+
+fn open(
+    sealer: &Sealer,
+    kind: DependencyKind,
+    id: &DependencyId,
+    stored: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+    match stored.split_first() {
+        Some((&FORM, bytes)) => Ok(sealer.open_bytes(&purpose(kind, id), bytes)?),
         _ => Err(VaultError::Newer { kind, id: id.clone() }),
     }
 }

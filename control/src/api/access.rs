@@ -108,7 +108,8 @@ pub(crate) async fn write(
     Err(ApiError::Contended)
 }
 
-async fn newer_than(context: &ApiContext, revision: i64) {
+/// Waits a moment for a snapshot that is newer than `revision`.
+pub(crate) async fn newer_than(context: &ApiContext, revision: i64) {
     let mut snapshots = context.feed.snapshots.clone();
     let newer = snapshots.wait_for(|snapshot| snapshot.revision > revision);
     // Only a pause: the next attempt decides on the snapshot of that moment.

@@ -31,6 +31,7 @@ mod swarm_spec;
 mod clients;
 mod events;
 mod own_node;
+mod restore;
 mod system;
 
 mod dto;
@@ -51,6 +52,7 @@ use axum::http::Request;
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
 use mesh_admission::register::Call;
+use mesh_state::api_paths::{BACKUP_PATH, RESTORE_PATH};
 use mesh_state::dependency::DependencyKind;
 use tower::Layer as _;
 
@@ -69,7 +71,9 @@ const NOT_REMOTE: &str = "a manager serves the cluster's part of Docker's API to
 /// root on this machine may ask.
 pub fn router(context: ApiContext, metrics: ApiMetrics) -> Router {
     let routes = docker_routes().merge(own_routes()).fallback(async || ApiError::PageNotFound);
-    served(routes, context, metrics)
+    // A backup is larger than any other body, so its own handler reads it.
+    let restore = Router::new().route(RESTORE_PATH, post(restore::restore)).with_state(context.clone());
+    restore.fallback_service(served(routes, context, metrics))
 }
 
 /// The API for clients on other machines: Docker's alone. Their writes are logged.
@@ -88,11 +92,11 @@ fn served(routes: Router<ApiContext>, context: ApiContext, metrics: ApiMetrics) 
 }
 
 /// The kind of a call, for its deadline: events, followed logs, and the call of the node's own
-/// agent have no end.
+/// agent have no end; a backup takes as long as etcd takes.
 pub fn kind_of<B>(request: &Request<B>) -> Call {
     let path = version::unversioned(request.uri().path());
     let has_no_end = path == "/events" || path.ends_with("/logs") || path.starts_with(own_node::PATH);
-    if has_no_end { Call::Stream } else { Call::Short }
+    if has_no_end || [BACKUP_PATH, RESTORE_PATH].contains(&path) { Call::Stream } else { Call::Short }
 }
 
 /// Calls of the agent on this machine, and of `mesh` as its root.
@@ -101,6 +105,7 @@ fn own_routes() -> Router<ApiContext> {
         .route("/mesh/node/{id}", post(own_node::tell))
         .route("/mesh/resign", post(own_node::resign))
         .route("/mesh/force-new-cluster", post(own_node::force_new_cluster))
+        .route(BACKUP_PATH, get(restore::save))
         .merge(clients::routes())
 }
 

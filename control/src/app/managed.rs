@@ -22,13 +22,12 @@ use tracing::{info, warn};
 use super::init_desk::Beginning;
 use super::unlock::{Opening, Start};
 use super::{
-    Managed, OWNERS_ALONE, SHUTDOWN_GRACE, bind_tcp, init_desk, own_etcd, remove_socket, serve_cluster,
-    unlock,
+    Managed, OWNERS_ALONE, SHUTDOWN_GRACE, beginning, bind_tcp, init_desk, own_etcd, remove_socket,
+    serve_cluster, unlock,
 };
 use crate::config::{Config, ManagedSettings};
 use crate::context::ApiContext;
 use crate::founding::{self, Founding};
-use crate::handover::Handover;
 use crate::managed_etcd::resignation::{self, Outcome};
 use crate::managed_etcd::{self, ManagedEtcd, peer_url};
 use crate::orders::{ManagerOrder, Orders};
@@ -178,7 +177,7 @@ impl Life<'_> {
             };
             let joins = founding.joins.is_some();
             let manner = Manner { limit: joins.then_some(JOINING_LIMIT), ..manner };
-            let beginning = Beginning { founding, handover: None };
+            let beginning = Beginning { founding, handover: None, backup: None };
             match self.begin(beginning, manner, ordered).await {
                 Err(_) if stop.is_cancelled() => return Ok(None),
                 Err(error) if joins => {
@@ -208,7 +207,8 @@ impl Life<'_> {
         let asked = stop.run_until_cancelled(init_desk::wait(&waiting, &self.settings.name)).await;
         let Some((beginning, outcome)) = asked else { return Ok(None) };
         drop(waiting);
-        let limit = if beginning.handover.is_some() { JOINING_LIMIT } else { FOUNDING_LIMIT };
+        let is_empty = beginning.handover.is_none() && beginning.backup.is_none();
+        let limit = if is_empty { FOUNDING_LIMIT } else { JOINING_LIMIT };
         let manner = Manner { limit: Some(limit), ..Manner::default() };
         let told = match self.begin(beginning, manner, ordered).await {
             Ok(begun) => {
@@ -235,24 +235,26 @@ impl Life<'_> {
     /// Starts etcd and all that uses it. What was started is ended again on an error.
     async fn begin(
         &self,
-        Beginning { mut founding, handover }: Beginning,
+        beginning: Beginning,
         manner: Manner,
         ordered: &mut mpsc::Receiver<ManagerOrder>,
     ) -> anyhow::Result<(Founding, Running, Begun)> {
+        let mut founding = beginning.founding.clone();
         let mut config = self.settings.config(&founding)?;
-        if let Some(handover) = &handover {
-            config.unlock = handover.unlock_key()?;
+        if beginning.handover.is_some() || beginning.backup.is_some() {
+            config.unlock = beginning::unlock_key(&beginning)?;
         }
         let force_new_cluster = manner.force_new_cluster;
         let etcd = ManagedEtcd { force_new_cluster, ..self.settings.etcd(&founding) };
         let running = Running { parts: self.components.phase(), own_etcd: Components::default() };
         let begun = {
-            let starting = self.start(&config, etcd, (&founding, handover), &running, manner.limit);
+            let starting = self.start(&config, etcd, beginning, &running, manner.limit);
             tokio::select! {
                 started = Box::pin(starting) => started.map(|(token, context)| Begun::Serves(token, Box::new(context))),
                 Some(order) = ordered.recv() => Ok(Begun::Ordered(order)),
             }
         };
+        founding.restores = false;
         let has_joined = founding.joins.is_some() && matches!(begun, Ok(Begun::Serves(..)));
         let kept = if has_joined {
             founding.joins = None;
@@ -276,20 +278,26 @@ impl Life<'_> {
         &self,
         config: &Config,
         etcd: ManagedEtcd,
-        (founding, handover): (&Founding, Option<Handover>),
+        beginning: Beginning,
         running: &Running,
         limit: Option<Duration>,
     ) -> anyhow::Result<(String, ApiContext)> {
         let (parts, etcd_part) = (&running.parts, &running.own_etcd);
         let listeners = bind_tcp(config, share(self.socket)?).await?;
-        let sealer = own_etcd::prepare(config, &etcd, founding, handover).await?;
+        let founding = beginning.founding.clone();
+        let (sealer, backup) = own_etcd::prepare(config, &etcd, beginning).await?;
         let managed = Managed { pki: etcd.pki(), orders: self.orders.clone() };
         let (failure, failed) = watch::channel(None);
         let ends = etcd_part.stopping().clone();
         etcd_part.spawn("etcd", async move {
             Ok(managed_etcd::supervise(etcd, Arc::new(sealer), failure, ends).await?)
         });
-        let serving = serve_cluster(config, listeners, parts, Some(managed));
+        let serving = async {
+            if let Some(backup) = &backup {
+                beginning::restore(config, &founding, backup).await?;
+            }
+            serve_cluster(config, listeners, parts, Some(managed)).await
+        };
         let served = tokio::select! {
             served = serving => served?,
             () = etcd_part.stopping().cancelled() => anyhow::bail!("etcd can't be started: is the package etcd-server installed?"),

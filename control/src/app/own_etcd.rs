@@ -3,37 +3,41 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use mesh_backup::Backup;
 use mesh_runtime::Components;
 use mesh_state::cluster::EtcdPlace;
 
 use super::Served;
+use super::init_desk::Beginning;
 use crate::at_rest;
 use crate::config::{Config, ManagedSettings};
-use crate::founding::Founding;
-use crate::handover::Handover;
 use crate::leader::etcd_members::Members;
 use crate::managed_etcd::{self, ManagedEtcd, authority, peer_url};
 use crate::seal::Sealer;
 
 /// Writes what the manager needs before etcd starts: the founding first, see
-/// [`crate::founding::settle`]. Returns the sealer that opens etcd's CA.
+/// [`crate::founding::settle`]. Returns the sealer that opens etcd's CA, and the backup that is to
+/// be restored.
 pub(super) async fn prepare(
     config: &Config,
     etcd: &ManagedEtcd,
-    founding: &Founding,
-    handover: Option<Handover>,
-) -> anyhow::Result<Sealer> {
-    let (founding, data, etcd) = (founding.clone(), config.data_dir.clone(), etcd.clone());
+    beginning: Beginning,
+) -> anyhow::Result<(Sealer, Option<Backup>)> {
+    let (data, etcd) = (config.data_dir.clone(), etcd.clone());
     let unlock = config.unlock.clone();
     tokio::task::spawn_blocking(move || {
+        let Beginning { founding, handover, backup } = beginning;
         founding.store(&data)?;
         if let Some(handover) = handover {
             handover.store(&data, &etcd.pki())?;
         }
+        if let Some(backup) = &backup {
+            Sealer::new(backup.key()).store(&data.join(at_rest::KEY_FILE), unlock.as_ref())?;
+        }
         // A CA of etcd shows that the cluster has its key already.
         let sealer = at_rest::own_sealer(&data, unlock.as_ref(), !authority::exists(&etcd.pki()))?;
         etcd.prepare(&sealer)?;
-        anyhow::Ok(sealer)
+        anyhow::Ok((sealer, backup))
     })
     .await?
 }

@@ -39,3 +39,10 @@ pub const FORCE_NEW_PATH: &str = "/mesh/force-new-cluster";
 /// The path of the calls that issue, list and revoke the certificates of the Docker API's remote
 /// clients.
 pub const CLIENTS_PATH: &str = "/mesh/clients";
+
+/// The path of the call for a backup of the cluster, in clear. On the control socket alone.
+pub const BACKUP_PATH: &str = "/mesh/backup";
+
+/// The path of the call that restores a backup: onto the manager's cluster, or, on a manager that
+/// waits, as what the next `docker swarm init` begins with.
+pub const RESTORE_PATH: &str = "/mesh/restore";

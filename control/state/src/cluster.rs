@@ -97,6 +97,15 @@ pub struct Cluster {
     /// A number that clients raise to have the CA replaced (`docker swarm ca --rotate`).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub force_rotate: u64,
+    /// What is added to etcd's revisions to get the cluster's: more than 0 in a cluster that was
+    /// restored into a new etcd, so that its revisions are newer than any that nodes have seen.
+    #[serde(default, skip_serializing_if = "is_unraised")]
+    pub revision_base: i64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_unraised(base: &i64) -> bool {
+    *base == 0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

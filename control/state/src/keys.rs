@@ -35,6 +35,9 @@ use crate::spec::Protocol;
 /// The prefix of all keys that managers watch.
 pub const ROOT: &str = "/mesh/v1/";
 
+/// The prefix of all keys, watched or not.
+pub const EVERYTHING: &str = "/mesh/";
+
 /// The prefix of sealed data.
 const SEALED_ROOT: &str = "/mesh/sealed/v1/";
 
@@ -141,6 +144,12 @@ pub fn dependency(kind: DependencyKind, id: &DependencyId) -> String {
 /// The sealed data of a secret or a config. It is not below [`ROOT`].
 pub fn sealed(kind: DependencyKind, id: &DependencyId) -> String {
     format!("{SEALED_ROOT}{}/{id}", kind.plural())
+}
+
+/// The secret or config whose sealed data a key holds.
+pub fn parse_sealed(key: &str) -> Option<(DependencyKind, DependencyId)> {
+    let (plural, id) = key.strip_prefix(SEALED_ROOT)?.split_once('/')?;
+    Some((DependencyKind::of_plural(plural)?, id.into()))
 }
 
 /// The prefix of all references to a secret or a config.
@@ -293,6 +302,8 @@ mod tests {
         assert_eq!(parse("/mesh/v1/later/x"), None);
         assert_eq!(parse("/elsewhere"), None);
         let data = sealed(DependencyKind::Secret, &"d".into());
+        assert_eq!(parse_sealed(&data), Some((DependencyKind::Secret, "d".into())));
+        assert!(data.starts_with(EVERYTHING) && ROOT.starts_with(EVERYTHING));
         assert!(!data.starts_with(ROOT), "sealed data must not be watched: {data}");
     }
 }

@@ -4,6 +4,7 @@
 
 mod admission;
 mod autolock;
+mod backup;
 mod ca_rotation;
 mod delivery;
 mod emptied;

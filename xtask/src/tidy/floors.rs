@@ -16,14 +16,27 @@ const HOUSE: &str = "control/src/";
 
 /// The rooms from the lowest floor up. A room may import from all floors below its own.
 const FLOORS: &[&[&str]] = &[
-    &["ca", "cli", "docker_json", "doors", "founding", "orders", "own_store", "plan", "pool", "seal"],
+    &[
+        "ca",
+        "cli",
+        "docker_json",
+        "doors",
+        "founding",
+        "orders",
+        "own_store",
+        "plan",
+        "pool",
+        "raised_store",
+        "refill",
+        "seal",
+    ],
     &["managed_etcd"],
-    &["config", "feed", "handover", "own_node", "vault", "waiting"],
+    &["config", "dump", "feed", "handover", "own_node", "vault", "waiting"],
     &["logs", "slots"],
     &["context", "planners"],
     &["at_rest", "trust"],
     &["bootstrap", "leader", "node_service", "remote_api"],
-    &["metrics"],
+    &["backup_schedule", "metrics"],
     &["api"],
     &["app"],
 ];

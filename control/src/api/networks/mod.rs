@@ -6,7 +6,7 @@
 
 mod addresses;
 mod options;
-mod write;
+pub(crate) mod write;
 
 use axum::Json;
 use axum::extract::{Path, Request, State};

@@ -12,7 +12,7 @@ use mesh_state::attachment::AttachedContainer;
 use mesh_state::codec;
 use mesh_state::ids::NetworkId;
 use mesh_state::keys;
-use mesh_state::network::{Network, NetworkSpec};
+use mesh_state::network::{ENCRYPTED, Network, NetworkSpec};
 use mesh_state::service::Service;
 use mesh_state::spec::{Labels, PublishMode};
 use mesh_state::store::{Compare, Op};
@@ -25,7 +25,8 @@ use crate::api::filters::Filters;
 use crate::api::services::networks::named_by;
 use crate::api::validate;
 use crate::feed::snapshot::{ClusterSnapshot, Versioned};
-use crate::slots::{host_overlap, network_space};
+use crate::slots::host_overlap;
+use crate::slots::network_space::{self, NetworkSpace, Wanted};
 
 /// The kind under which networks claim their names.
 const NAME_KIND: &str = "networks";
@@ -62,20 +63,48 @@ pub(super) fn create(
         created_at: now,
         spec,
     };
-    let name_key = keys::name(NAME_KIND, &network.name);
+    write_new(snapshot, space, &network)
+}
+
+/// The writes of a network that was given `space`.
+fn write_new(
+    snapshot: &ClusterSnapshot,
+    space: NetworkSpace,
+    network: &Network,
+) -> Result<Transaction, ApiError> {
+    let (key, name_key) = (keys::network(&network.id), keys::name(NAME_KIND, &network.name));
     let cursor_key = keys::NETWORK_CURSOR.to_owned();
     let cursor_stands = match &snapshot.network_cursor {
         Some(cursor) => Compare::ModRevision(cursor_key.clone(), cursor.mod_revision),
         None => Compare::Absent(cursor_key.clone()),
     };
     Ok(Transaction {
-        compares: vec![Compare::Absent(keys::network(id)), Compare::Absent(name_key.clone()), cursor_stands],
+        compares: vec![Compare::Absent(key.clone()), Compare::Absent(name_key.clone()), cursor_stands],
         ops: vec![
-            Op::put(name_key, codec::encode(id)?),
-            Op::put(keys::network(id), codec::encode(&network)?),
+            Op::put(name_key, codec::encode(&network.id)?),
+            Op::put(key, codec::encode(network)?),
             Op::put(cursor_key, codec::encode(&space.cursor)?),
         ],
     })
+}
+
+/// The writes that give the cluster a network of a backup: with its id and its subnets, and with
+/// its number if that is free. Nodes get their addresses on it anew.
+///
+/// # Errors
+/// Its name or its subnet is in use.
+pub(crate) fn recreate(snapshot: &ClusterSnapshot, saved: &Network) -> Result<Transaction, ApiError> {
+    if snapshot.names.contains_key(&(NAME_KIND.to_owned(), saved.name.clone())) {
+        return Err(ApiError::Conflict(format!("network with name {} already exists", saved.name)));
+    }
+    let cluster = snapshot.cluster.as_ref().ok_or(ApiError::NoCluster)?;
+    let wanted =
+        Wanted { subnet: Some(saved.subnet), has_ipv6: saved.subnet6.is_some(), subnet6: saved.subnet6 };
+    let space = network_space::give(snapshot, cluster, &wanted)?;
+    let plain = |number: u32| number & !ENCRYPTED;
+    let is_taken = snapshot.networks.values().any(|other| plain(other.number) == plain(saved.number));
+    let number = if is_taken { saved.spec.numbered(space.number) } else { saved.number };
+    write_new(snapshot, space, &Network { number, node_addresses: BTreeMap::new(), ..saved.clone() })
 }
 
 /// What a user should know of a network that was made with this subnet; `None` if nothing.
@@ -90,7 +119,7 @@ pub(super) fn warning(snapshot: &ClusterSnapshot, spec: &NetworkSpec) -> Option<
 /// # Errors
 /// A service names the network, a task of a service that has just left it is still on it, or it is
 /// mesh's own.
-pub(super) fn remove(
+pub(crate) fn remove(
     snapshot: &ClusterSnapshot,
     current: &Versioned<Network>,
 ) -> Result<Transaction, ApiError> {

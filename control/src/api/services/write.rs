@@ -122,6 +122,54 @@ pub(crate) fn rollback(
     rewrite(snapshot, now, current, version, wanted)
 }
 
+/// Gives the cluster the service of a backup: as an update of the one with its id, so that its
+/// tasks are replaced as its update settings say, or as a new one with that id. A job that was
+/// removed is executed again.
+///
+/// # Errors
+/// A secret, config or network of it doesn't exist; its name or a port is taken.
+pub(crate) fn restore(
+    snapshot: &ClusterSnapshot,
+    now: Timestamp,
+    saved: &Service,
+) -> Result<Transaction, ApiError> {
+    let (mut spec, registry_auth) = (saved.spec.clone(), saved.registry_auth.clone());
+    if let Some(current) = snapshot.services.get(&saved.id) {
+        let wanted = Rewrite { spec, registry_auth, update_status: None };
+        return rewrite(snapshot, now, current, current.mod_revision, wanted);
+    }
+    references::check(snapshot, &spec)?;
+    if is_name_taken(snapshot, &spec.name) {
+        return Err(ApiError::NameTaken { kind: ObjectKind::Service, name: spec.name });
+    }
+    let mut transaction = Transaction::default();
+    networks::resolve(snapshot, None, &mut spec, &mut transaction)?;
+    let service = Service {
+        // Automatic ports are the ones that it had, if they are free.
+        ports: ports::resolve(snapshot, Some(&saved.id), asked_ports(&spec), &saved.ports)?,
+        spec,
+        spec_version: next_version(snapshot, saved),
+        previous_spec: None,
+        previous_spec_version: None,
+        registry_auth,
+        previous_registry_auth: None,
+        // Others may have them by now: the leader gives new ones.
+        virtual_ips: Vec::new(),
+        updated_at: now,
+        job: saved.job.map(|job| JobStatus { iteration: job.iteration + 1, last_execution: now }),
+        update_status: None,
+        ..saved.clone()
+    };
+    let name_key = keys::name(NAME_KIND, &service.spec.name);
+    let absent = [Compare::Absent(keys::service(&service.id)), Compare::Absent(name_key.clone())];
+    transaction.compares.extend(absent);
+    transaction.ops.push(Op::put(name_key, codec::encode(&service.id)?));
+    write_service(&mut transaction, snapshot, &service)?;
+    move_claims(&mut transaction, &service.id, &[], &service.ports)?;
+    refuse_too_many_changes(&transaction)?;
+    Ok(transaction)
+}
+
 /// Removes a service, its claims and its references.
 ///
 /// # Errors

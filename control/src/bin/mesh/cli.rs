@@ -10,6 +10,7 @@ use mesh_etcd_pki::{CA_FILE, CLIENT_FILE};
 use mesh_state::api_paths::CONTROL_SOCKET;
 use mesh_state::lb::Policy;
 
+use crate::backup::BackupCommand;
 use crate::client::Host;
 
 /// Shows the mesh and changes its settings.
@@ -90,6 +91,12 @@ pub(crate) enum Command {
     /// Look for what keeps mesh from working on this node or in its cluster; each finding has its
     /// cure. Without --pre, --node or --cluster: this node, and its cluster if it has a manager.
     Check(CheckArgs),
+    /// Save the cluster to a sealed file, and restore it: onto this cluster, or on a new machine.
+    Backup {
+        /// What the call does with backups.
+        #[command(subcommand)]
+        command: BackupCommand,
+    },
     /// Print the token that lets a node join, for mesh-agent's --join-token-file.
     Token {
         /// The role of the node that joins.

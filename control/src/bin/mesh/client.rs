@@ -21,7 +21,7 @@ use tokio::time::timeout;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The most bytes of an answer.
-const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+const ANSWER_BYTES_MAX: usize = mesh_backup::content::BYTES_MAX;
 
 /// The address of a Docker API.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,10 +77,12 @@ pub(crate) enum ClientError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// No answer came in time.
-    #[error("{host} did not answer within {REQUEST_TIMEOUT:?}")]
+    #[error("{host} did not answer within {limit:?}")]
     Deadline {
         /// The socket or address that gave no answer in time.
         host: Host,
+        /// How long it had.
+        limit: Duration,
     },
     /// The answer is an error.
     #[error("{message}")]
@@ -143,20 +145,38 @@ impl Client {
 
     async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
         let text = body.map(Value::to_string).unwrap_or_default();
+        let bytes = self.bytes(method, path, Bytes::from(text), REQUEST_TIMEOUT).await?;
+        if bytes.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&bytes).map_err(|error| self.unreadable(error.to_string()))
+    }
+
+    /// Sends a request, whose whole answer must come within `limit`; returns the answer's bytes.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub(crate) async fn bytes(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Bytes, ClientError> {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, "docker")
             .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(text)))
+            .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
-        match timeout(REQUEST_TIMEOUT, self.exchange(request)).await {
+        match timeout(limit, self.exchange(request)).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Deadline { host: self.host.clone() }),
+            Err(_) => Err(ClientError::Deadline { host: self.host.clone(), limit }),
         }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Value, ClientError> {
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Bytes, ClientError> {
         let unreachable = |source| ClientError::Unreachable { host: self.host.clone(), source };
         match &self.host {
             Host::Unix(path) => {
@@ -168,7 +188,7 @@ impl Client {
         }
     }
 
-    async fn talk<S>(&self, stream: S, request: Request<Full<Bytes>>) -> Result<Value, ClientError>
+    async fn talk<S>(&self, stream: S, request: Request<Full<Bytes>>) -> Result<Bytes, ClientError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -186,7 +206,7 @@ impl Client {
         }
     }
 
-    async fn read(&self, response: Response<hyper::body::Incoming>) -> Result<Value, ClientError> {
+    async fn read(&self, response: Response<hyper::body::Incoming>) -> Result<Bytes, ClientError> {
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
         let bytes = body
@@ -194,11 +214,10 @@ impl Client {
             .await
             .map_err(|source| ClientError::Broken { host: self.host.clone(), source })?
             .to_bytes();
-        let value = if bytes.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&bytes) };
         if status.is_success() {
-            return value.map_err(|error| self.unreadable(error.to_string()));
+            return Ok(bytes);
         }
-        let message = value
+        let message = serde_json::from_slice::<Value>(&bytes)
             .ok()
             .and_then(|value| value["message"].as_str().map(str::to_owned))
             .unwrap_or_else(|| format!("{} answered {status}", self.host));

@@ -5,6 +5,7 @@
 //!
 //! Left to others: everything that `docker service`, `docker node` and `docker swarm` can do.
 
+mod backup;
 mod check;
 mod cli;
 mod client;
@@ -65,6 +66,7 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
             membership::join(&client, towards, advertise_addr.as_deref(), *skip_check, cli.output).await
         }
         Command::Client(args) => remote_client::run(args, cli.output).await,
+        Command::Backup { command } => backup::run(&client, command, cli.output).await,
         Command::Status => status::show(&client, cli.output).await,
         Command::EtcdCertificates { out, days, members } => etcd_certificates::make(out, *days, members),
         Command::Context { make_current } => context::set_up(&cli.host, *make_current),

@@ -12,6 +12,7 @@ mod managers;
 mod measured;
 mod members;
 mod polling;
+mod restore;
 mod rolling;
 mod traffic;
 mod upgrade;
@@ -58,6 +59,9 @@ enum Soak {
     /// Demote, promote, remove managers and let one leave during rolling updates under load: etcd's
     /// members must follow, no request may fail (needs root)
     Members(members::MembersArgs),
+    /// Restore a backup onto its cluster, and into a new etcd after the control plane's data is
+    /// lost, under requests and downloads: none may fail, none may be cut (needs root)
+    Restore(restore::RestoreArgs),
     /// Upgrade the packages of an earlier commit to this checkout's on machines with systemd, one
     /// after the other, under requests and long downloads: none may fail, none may be cut (needs
     /// root)
@@ -82,6 +86,7 @@ pub fn run(args: &SoakArgs) -> Result<()> {
         Soak::Upgrade(args) => upgrade::run(args),
         Soak::Clocks(args) => clocks::run(args),
         Soak::Certificates(args) => certificates::run(args),
+        Soak::Restore(args) => restore::run(args),
         Soak::VirtualIps(args) => virtual_ips::run(args),
     }
 }
