@@ -70,6 +70,8 @@ fn the_units_keep_what_the_daemons_rely_on() {
     // mesh-control starts its etcd by setpriv, which fails where it may not call capset.
     let control = fs::read_to_string(unit("mesh-control")).unwrap();
     assert!(control.lines().any(|found| found == "SystemCallFilter=capset"), "{control}");
+    // An etcd that ends at the same time as mesh-control can't take its lease back.
+    assert!(control.lines().any(|found| found == "KillMode=mixed"), "{control}");
 }
 
 #[test]

@@ -243,7 +243,8 @@ impl Machine {
                 "LC_ALL=C.UTF-8",
                 "SYSTEMD_COLORS=0",
             ])
-            .args(["sh", "-ec", script])
+            // The working directory that nsenter sets is outside of the machine's root.
+            .args(["sh", "-ec", &format!("cd /\n{script}")])
             .stdin(input)
             .output()
             .with_context(|| format!("run `{script}` on {}", self.name))

@@ -1,7 +1,7 @@
 //! Reads of several managers' APIs again and again, and the longest time that each of them did not
 //! answer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 
+use super::managers::api::Api;
 use crate::client::unix;
 
 /// The path that is read.
@@ -37,6 +38,19 @@ pub(super) struct Polling {
 impl Polling {
     /// Reads each manager's API, by its name and socket, once every `pause`.
     pub(super) fn start(managers: Vec<(String, PathBuf)>, pause: Duration) -> Self {
+        Self::start_checked(managers, pause, answers)
+    }
+
+    /// The same, where an answer counts only if the manager knows a leader.
+    pub(super) fn start_for_a_leader(managers: Vec<(String, PathBuf)>, pause: Duration) -> Self {
+        Self::start_checked(managers, pause, knows_a_leader)
+    }
+
+    fn start_checked(
+        managers: Vec<(String, PathBuf)>,
+        pause: Duration,
+        check: fn(&Path) -> Result<()>,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let poll = |(manager, socket): (String, PathBuf)| {
             let stop = Arc::clone(&stop);
@@ -46,7 +60,7 @@ impl Polling {
                 let mut last = begun;
                 while !stop.load(Ordering::Relaxed) {
                     let asked = Instant::now();
-                    match read(&socket) {
+                    match check(&socket) {
                         Ok(()) => {
                             polled.answered += 1;
                             polled.gap = polled.gap.max(last.elapsed());
@@ -76,8 +90,14 @@ impl Polling {
     }
 }
 
-fn read(socket: &std::path::Path) -> Result<()> {
+fn answers(socket: &Path) -> Result<()> {
     let answer = unix::get(socket, PATH, DEADLINE)?;
     ensure!(answer.status == 200, "{PATH} answered {}: {}", answer.status, answer.text().trim());
+    Ok(())
+}
+
+fn knows_a_leader(socket: &Path) -> Result<()> {
+    let leader = Api::at(socket.to_owned()).leader()?;
+    ensure!(leader.is_some(), "no node leads");
     Ok(())
 }

@@ -34,7 +34,12 @@ pub(in crate::soak) struct Api {
 impl Api {
     /// The API at a node's socket.
     pub(in crate::soak) fn of(cluster: &Cluster, node: &str) -> Result<Self> {
-        Ok(Self { socket: socket(cluster, node)? })
+        Ok(Self::at(socket(cluster, node)?))
+    }
+
+    /// The API at a socket.
+    pub(in crate::soak) fn at(socket: PathBuf) -> Self {
+        Self { socket }
     }
 
     fn get(&self, path: &str) -> Result<Value> {

@@ -39,6 +39,8 @@ const SOCKET: &str = "/run/mesh/docker.sock";
 const POLL_PAUSE: Duration = Duration::from_millis(50);
 /// The longest time between two answers of a manager whose machine is not being upgraded.
 const GAP_MAX: Duration = Duration::from_secs(1);
+/// The longest time without a leader, as a manager that stops gives its lease up.
+const LEADERLESS_MAX: Duration = Duration::from_secs(2);
 /// How long requests go on before the first upgrade, and after the last.
 const STEADY: Duration = Duration::from_secs(3);
 /// How long a step may take on a busy machine.
@@ -151,18 +153,21 @@ fn upgrade(machines: &[Machine], number: usize, version: &str, measured: &mut Me
     let before = processes(machine)?;
     let sockets = machines.iter().map(|one| (one.name().to_owned(), one.path(SOCKET))).collect();
     let polling = Polling::start(sockets, POLL_PAUSE);
+    let others = machines.iter().filter(|one| one.name() != machine.name());
+    let others = others.map(|one| (one.name().to_owned(), one.path(SOCKET))).collect();
+    let leaders = Polling::start_for_a_leader(others, POLL_PAUSE);
     let begun = Instant::now();
     // The last one as by an operator who has apt.
     let installed = if number + 1 == machines.len() {
-        machine
-            .run(&format!("apt-get install --yes --no-install-recommends --no-download {NEW}/*.deb"))
-            .map(drop)
+        machine.run(&format!("apt-get install --yes --no-install-recommends {NEW}/*.deb")).map(drop)
     } else {
         machines::install(machine, true, NEW)
     };
     let is_back =
         installed.and_then(|()| is_upgraded(machine, version, &before)).and_then(|()| is_whole(machines));
     let took = begun.elapsed();
+    let leaderless = leaders.stop()?.into_iter().map(|one| one.gap).max().unwrap_or_default();
+    measured.below(&format!("upgrade of {}: without a leader", machine.name()), leaderless, LEADERLESS_MAX);
     for polled in polling.stop()? {
         let name = machine.name();
         let figure = format!("upgrade of {name}: the longest time without an answer of {}", polled.manager);
