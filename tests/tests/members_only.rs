@@ -4,7 +4,7 @@
 #![cfg(feature = "cluster")]
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -221,7 +221,11 @@ fn is_open(server: SocketAddr) -> bool {
 
 /// All that a port sends to a client that asks in clear.
 fn in_clear(server: SocketAddrV4) -> Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&server.into(), CONNECT_LIMIT)?;
+    let mut stream = match TcpStream::connect_timeout(&server.into(), CONNECT_LIMIT) {
+        // The port takes connections and resets this one before the client has looked at it.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(Vec::new()),
+        connected => connected.with_context(|| format!("connect to {server}"))?,
+    };
     stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     let mut answer = Vec::new();
     // The port may close the connection before the request, or leave it open and say nothing.

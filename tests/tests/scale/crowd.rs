@@ -167,8 +167,13 @@ fn hear(stream: &mut TcpStream, until: Instant) -> Result<()> {
     Ok(())
 }
 
+/// Accepts the connections, each within the listener's deadline: a client may have established one
+/// of which the server never learned.
 fn accept(listener: &TcpListener, count: usize) -> Result<Vec<TcpStream>> {
-    let one = |number| Ok(listener.accept().with_context(|| format!("accept connection {number}"))?.0);
+    let one = |number| {
+        let accepted = listener.accept();
+        Ok(accepted.with_context(|| format!("expected {count} connections at the server, saw {number}"))?.0)
+    };
     (0..count).map(one).collect()
 }
 
@@ -184,6 +189,8 @@ fn listen_inside(task: &str, port: u16) -> Result<TcpListener> {
             .context("enter the task's namespace")?;
         let fd = socket(AddressFamily::INET, SocketType::STREAM, None).context("make a socket")?;
         sockopt::set_socket_reuseaddr(&fd, true)?;
+        // accept(2) heeds it, too (socket(7)).
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(DEADLINE))?;
         bind(&fd, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)).context("bind")?;
         listen(&fd, BACKLOG).context("listen")?;
         Ok(TcpListener::from(fd))
