@@ -41,7 +41,7 @@ impl Nested {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        self.program()?.args(args).run_shown()
+        Program::new(self.build()?).args(args).run_shown()
     }
 
     /// Builds the program and replaces this process with it: its exit code is ours, and signals
@@ -54,15 +54,7 @@ impl Nested {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        Err(self.program()?.args(args).exec())
-    }
-
-    /// Builds the program, for the caller to run.
-    ///
-    /// # Errors
-    /// It can't be built.
-    pub fn program(self) -> Result<Program> {
-        Ok(Program::new(self.build()?))
+        Err(Program::new(self.build()?).args(args).exec())
     }
 
     /// Builds with the features of the whole workspace, as the test run does: for this package

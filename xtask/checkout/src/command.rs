@@ -4,7 +4,6 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -76,16 +75,6 @@ impl Program {
     pub fn current_dir(mut self, directory: &Path) -> Self {
         self.command.current_dir(directory);
         self
-    }
-
-    /// Sends what the program prints to `file`, in place of our terminal.
-    ///
-    /// # Errors
-    /// The file can't be used twice, as the program has two outputs.
-    pub fn printing_to(mut self, file: &File) -> Result<Self> {
-        let copy = || file.try_clone().context("copy the descriptor of a log");
-        self.command.stdout(copy()?).stderr(copy()?);
-        Ok(self)
     }
 
     /// Runs it with its output captured; returns standard output as text.
@@ -233,17 +222,6 @@ mod tests {
         assert!(begun.elapsed() < Duration::from_secs(20), "took {:?}", begun.elapsed());
         let left = Program::new("ps").args(["-e", "-o", "args="]).output().unwrap();
         assert!(!left.lines().any(|line| line == "sleep 61.25"), "the descendant is alive:\n{left}");
-    }
-
-    #[test]
-    fn both_outputs_go_to_the_file() {
-        let mut file = tempfile::tempfile().unwrap();
-        let program = Program::new("sh").args(["-c", "echo one; echo two >&2"]);
-        program.printing_to(&file).unwrap().run_shown().unwrap();
-        let mut text = String::new();
-        std::io::Seek::rewind(&mut file).unwrap();
-        std::io::Read::read_to_string(&mut file, &mut text).unwrap();
-        assert_eq!(text, "one\ntwo\n");
     }
 
     #[test]
