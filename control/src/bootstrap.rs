@@ -45,7 +45,7 @@ pub const RELAY_KEY_BYTES: usize = 32;
 /// Why this manager can't take part in the cluster.
 #[derive(Debug, Error)]
 pub enum BootstrapError {
-    /// etcd failed.
+    /// etcd refused a read or a write, or can't be reached.
     #[error("read or create the cluster's record")]
     Store(#[from] StoreError),
     /// The record can't be encoded or decoded.

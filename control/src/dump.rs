@@ -13,7 +13,7 @@ use crate::seal::Sealer;
 /// Why there is no backup.
 #[derive(Debug, Error)]
 pub enum DumpError {
-    /// etcd failed.
+    /// etcd refused a read or a write, or can't be reached.
     #[error("read the cluster's state")]
     Store(#[from] StoreError),
     /// There is too much of it.

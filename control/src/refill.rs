@@ -23,7 +23,7 @@ const DISTANCE_MIN: i64 = 1_000_000_000;
 /// Why a backup can't be restored into an etcd.
 #[derive(Debug, Error)]
 pub enum RefillError {
-    /// etcd failed.
+    /// etcd refused a read or a write, or can't be reached.
     #[error("write the backup to etcd")]
     Store(#[from] StoreError),
     /// The cluster's record can't be read or written.

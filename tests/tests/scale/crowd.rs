@@ -20,8 +20,6 @@ const BACKLOG: i32 = 4096;
 const DEADLINE: Duration = Duration::from_mins(1);
 /// The time without a new connection after which no more are expected.
 const QUIET: Duration = Duration::from_secs(20);
-/// Handshakes of one process that may be lost: beside a flood of SYNs, queues drop packets.
-const LOST_MAX: usize = 2;
 /// Printed by a process when all its connections have carried a word both ways.
 const GATHERED: &str = "gathered";
 /// The variable with a process's settings.
@@ -134,24 +132,19 @@ impl Drop for Crowd {
 /// A connection can't be opened, or is lost.
 pub(crate) fn hold(place: &Place) -> Result<()> {
     let listener = listen_inside(&place.task, place.port)?;
-    let gather = |count| {
-        std::thread::scope(|scope| {
-            let accepting = scope.spawn(|| accept(&listener, count));
-            let clients = Netns::named(place.client.clone()).run(|| open(place.server, count))?;
-            let servers = accepting.join().map_err(|_| anyhow!("the acceptor panicked"))??;
-            Ok::<_, anyhow::Error>((clients, servers))
-        })
-    };
-    let (mut clients, mut servers) = gather(place.count)?;
-    let lost = drop_lost(&mut clients, &servers)?;
-    ensure!(lost <= LOST_MAX, "{lost} of {} connections never reached the server", place.count);
-    if lost > 0 {
-        println!("{lost} connections never reached the server, and are opened again");
-        let (again, accepted) = gather(lost)?;
-        clients.extend(again);
-        servers.extend(accepted);
-        ensure!(servers.len() == place.count, "connections that were opened again are lost again");
-    }
+    let (mut clients, mut servers) = std::thread::scope(|scope| {
+        let accepting = scope.spawn(|| accept(&listener, place.count));
+        let clients = Netns::named(place.client.clone()).run(|| open(place.server, place.count))?;
+        let servers = accepting.join().map_err(|_| anyhow!("the acceptor panicked"))??;
+        Ok::<_, anyhow::Error>((clients, servers))
+    })?;
+    let lost = lost(&clients, &servers)?;
+    ensure!(
+        lost.is_empty(),
+        "{} of {} connections never reached the server; the clients' ports: {lost:?}",
+        lost.len(),
+        place.count
+    );
     speak(&mut clients, &mut servers).context("the first word")?;
     println!("{GATHERED}");
     std::io::stdin().read_to_end(&mut Vec::new())?;
@@ -184,16 +177,13 @@ fn hear(stream: &mut TcpStream, until: Instant) -> Result<()> {
     Ok(())
 }
 
-/// Closes the clients' ends of connections that have no server's end: the client's last packet of
-/// the handshake was lost, and so was every repetition of the server's answer. Returns how many.
-fn drop_lost(clients: &mut Vec<TcpStream>, servers: &[TcpStream]) -> Result<usize> {
+/// The clients' ports of connections that are established for the client only: the last packet of
+/// the handshake was lost, and so was every repetition of the server's answer.
+fn lost(clients: &[TcpStream], servers: &[TcpStream]) -> Result<BTreeSet<u16>> {
     let ports = |streams: &[TcpStream], end: fn(&TcpStream) -> std::io::Result<SocketAddr>| {
         streams.iter().map(|stream| Ok(end(stream)?.port())).collect::<Result<BTreeSet<u16>>>()
     };
-    let known = ports(servers, TcpStream::peer_addr)?;
-    let before = clients.len();
-    clients.retain(|stream| stream.local_addr().is_ok_and(|end| known.contains(&end.port())));
-    Ok(before - clients.len())
+    Ok(&ports(clients, TcpStream::local_addr)? - &ports(servers, TcpStream::peer_addr)?)
 }
 
 /// Accepts this many connections, or fewer if none arrives within the listener's deadline.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use super::{LAB_VAR, TEST_LIMIT, cargo};
 use crate::nested::Nested;
 
+/// The name of the labs, of which there is one at a time.
 const LAB_NAME: &str = "test";
 /// Cluster tests that don't depend on the data path, and tests of applications: they run in the
 /// first lab only.
@@ -51,6 +52,7 @@ enum Tests {
     Mixed,
 }
 
+/// The labs, in the order in which they are made.
 const LABS: [LabRun; 4] = [
     LabRun { datapath: "tc", options: &["--datapath", "tc"], tests: Tests::All },
     LabRun { datapath: "xdp", options: &["--datapath", "xdp"], tests: Tests::DataPath },
