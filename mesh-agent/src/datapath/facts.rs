@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_ebpf::abi::{Address, Config, Mac, Node};
 
-use super::contents::{Front, Frontend};
+use super::contents::{Contents, Front, Frontend};
 use super::network::far_end::FarEnd;
 
 /// The node's own part of the maps' desired contents.
@@ -35,6 +35,19 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// What an earlier agent knew of this node's interfaces, as far as the maps tell it. An agent
+    /// that starts with this changes nothing that it hasn't looked at yet: a reconciliation with no
+    /// facts would take the node's addresses out of the maps, and packets of live connections would
+    /// reach the host's stack, which answers by RST.
+    pub fn of_earlier_agent(contents: &Contents) -> Self {
+        Self {
+            config: contents.config,
+            addresses: contents.addresses.keys().copied().collect(),
+            own: contents.nodes.get(&0).copied().unwrap_or_default(),
+            ..Self::default()
+        }
+    }
+
     /// Whether this is a published port that belongs to the host.
     pub fn is_the_hosts(&self, front: &Front) -> bool {
         matches!(front, Front::Port(port) if self.host_ports.contains(port))

@@ -64,8 +64,8 @@ impl State {
         published.publish(&contents);
         Ok(Self {
             maps,
+            facts: Facts::of_earlier_agent(&contents),
             contents,
-            facts: Facts::default(),
             view: None,
             carried: 0,
             resting: Vec::new(),

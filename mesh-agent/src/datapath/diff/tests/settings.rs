@@ -1,6 +1,7 @@
 //! What services ask for beside backends: allow-lists, weights, and who is left out.
 
 use super::*;
+use crate::datapath::facts::Cable;
 
 #[test]
 fn an_allow_list_is_there_before_its_flag_and_until_after_it() {
@@ -113,4 +114,19 @@ fn a_backend_of_a_node_without_link_program_waits() {
         contents.apply(&write);
     }
     assert_eq!(contents.alive().map(|(id, _)| id).collect::<Vec<_>>(), [2], "only the remote one");
+}
+
+#[test]
+fn an_agent_that_starts_takes_nothing_away_before_it_has_looked() {
+    let (view, facts) = small_world();
+    let mut contents = Contents::default();
+    converge(&mut contents, &view, &facts, &mut Held::default()).expect("the first table");
+    let mut started = Facts::of_earlier_agent(&contents);
+    let idle = plan(&contents, None, &started, &Held::default());
+    assert_eq!(idle, Plan::default(), "nothing has changed");
+
+    // The veths of containers are the first thing that a starting agent looks at.
+    started.cables.insert(77, Cable { network: 1, end: None });
+    let plan = plan(&contents, None, &started, &Held::default());
+    assert_eq!(plan.writes, [], "the uplinks are yet to be looked at");
 }
