@@ -12,6 +12,7 @@ mod managers;
 mod measured;
 mod members;
 mod polling;
+mod rebuild;
 mod restore;
 mod rolling;
 mod traffic;
@@ -62,6 +63,10 @@ enum Soak {
     /// Restore a backup onto its cluster, and into a new etcd after the control plane's data is
     /// lost, under requests and downloads: none may fail, none may be cut (needs root)
     Restore(restore::RestoreArgs),
+    /// Make a cluster anew on three machines with systemd from a backup, after all machines of the
+    /// old one are lost: services, secrets and tokens must be there, every node must answer (needs
+    /// root)
+    Rebuild(rebuild::RebuildArgs),
     /// Upgrade the packages of an earlier commit to this checkout's on machines with systemd, one
     /// after the other, under requests and long downloads: none may fail, none may be cut (needs
     /// root)
@@ -83,6 +88,7 @@ pub fn run(args: &SoakArgs) -> Result<()> {
         Soak::Leader(args) => leader::run(args),
         Soak::Listeners(args) => listeners::run(args),
         Soak::Members(args) => members::run(args),
+        Soak::Rebuild(args) => rebuild::run(args),
         Soak::Upgrade(args) => upgrade::run(args),
         Soak::Clocks(args) => clocks::run(args),
         Soak::Certificates(args) => certificates::run(args),

@@ -37,6 +37,8 @@ const LASTING: Duration = Duration::from_secs(6);
 const SLOW: Duration = Duration::from_secs(30);
 /// How long the control plane is dead.
 const DEAD: Duration = Duration::from_secs(10);
+/// How long connections are opened over loopback, for comparison.
+const FLOOR: Duration = Duration::from_secs(10);
 /// The time in which a state of the cluster must be reached.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// The deadline of an update: every batch of tasks waits for its downloads.
@@ -91,6 +93,9 @@ fn hold(cluster: &Cluster, args: &VirtualIpsArgs, binaries: &Binaries) -> Result
         "create",
         "--detach",
         "--no-resolve-image",
+        // The tasks print a line for each request, and the engine would spend more on a line than
+        // the task on its answer.
+        "--log-driver=none",
         "--name",
         SERVICE,
         "--network",
@@ -138,8 +143,29 @@ fn hold(cluster: &Cluster, args: &VirtualIpsArgs, binaries: &Binaries) -> Result
         }
     }
     changed?;
+    print_floor(&clients, args.rate)?;
     ensure!(failed.is_empty(), "{} connections failed: {:#?}", failed.len(), first(&failed));
     ensure!(cut.is_empty(), "{} downloads were cut: {:#?}", cut.len(), first(&cut));
+    Ok(())
+}
+
+/// Prints what the same clients reach on this machine without a network: each opens connections to
+/// a server in its own container, at the same rate. A lower rate than asked for is the machine's
+/// then.
+fn print_floor(clients: &[Client], per_second: u32) -> Result<()> {
+    let own = SocketAddrV4::new(Ipv4Addr::LOCALHOST, HTTP);
+    let loads: Vec<LoadGenerator> = clients
+        .iter()
+        .map(|client| LoadGenerator::start_patient(&client.netns, &[own], "/", per_second, SLOW))
+        .collect();
+    thread::sleep(FLOOR);
+    for (client, load) in clients.iter().zip(loads) {
+        let seconds = load.elapsed().as_secs_f64();
+        let report = load.stop()?;
+        #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
+        let rate = report.answered() as f64 / seconds;
+        println!("{}: {rate:.0} a second over loopback, without mesh", client.node);
+    }
     Ok(())
 }
 
@@ -164,7 +190,8 @@ struct Client {
 impl Client {
     fn attach(cluster: &Cluster, node: &NodeRecord) -> Result<Self> {
         let mesh = Docker::towards(&node.mesh_host);
-        mesh.run(&["run", "--detach", "--network", NETWORK, "--name", CLIENT, "whoami"])?;
+        let name = ["--network", NETWORK, "--name", CLIENT];
+        mesh.run(&[&["run", "--detach", "--log-driver=none"], &name[..], &["whoami"]].concat())?;
         let engine = Docker::towards(&cluster.node(&node.name)?.docker_host);
         let pid = engine.run(&["inspect", "--format", "{{.State.Pid}}", CLIENT])?;
         let pid = pid.trim().parse().with_context(|| format!("the process of {CLIENT}: {pid}"))?;
