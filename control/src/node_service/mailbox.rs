@@ -137,6 +137,15 @@ impl Mailbox {
         self.descriptions.insert(node, (description, address));
     }
 
+    /// Drops what `node` said of itself in a session that is over: its description, its clashes,
+    /// its host's networks. It says all of it again in its next session, maybe to another manager,
+    /// and may say something else: what is left here would undo that.
+    pub fn drop_said(&mut self, node: &NodeId) {
+        self.descriptions.remove(node);
+        self.clashes.remove(node);
+        self.host_networks.remove(node);
+    }
+
     /// Adds the published ports that `node` can't listen on; it listens on all others.
     pub fn put_clashes(&mut self, node: NodeId, clashes: Vec<PortClash>) {
         self.clashes.insert(node, clashes);

@@ -42,7 +42,7 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// Changes the mailbox by `leave`, which must only put, and wakes the recorder.
+    /// Changes the mailbox by `leave`, which must only put or drop, and wakes the recorder.
     pub fn leave(&self, leave: impl FnOnce(&mut Mailbox)) {
         leave(&mut self.mailbox.lock().unwrap_or_else(PoisonError::into_inner));
         self.news.notify_one();

@@ -184,6 +184,8 @@ impl Place {
         let newest = live.get(&self.node).is_some_and(|current| Arc::ptr_eq(current, &self.token));
         if newest {
             live.remove(&self.node);
+            // Under the lock: a newer session, whose hello must stay, waits for it.
+            self.sessions.context.reports.leave(|mailbox| mailbox.drop_said(&self.node));
             self.sessions.context.cluster.clocks.forget(&Peer::Node(self.node.clone()));
         }
         newest

@@ -181,3 +181,31 @@ fn acknowledgements_rise_and_descriptions_settle() {
     });
     assert_eq!(keys_of(&mut mailbox, &world, "m1"), Vec::<String>::new());
 }
+
+#[test]
+fn what_a_node_said_in_a_session_that_is_over_does_not_undo_what_it_says_elsewhere() {
+    let (mut world, mut mailbox) = (world(), Mailbox::default());
+    let described = |trusts: &[&str]| NodeDescription {
+        trusts: trusts.iter().map(|&digest| digest.to_owned()).collect(),
+        ..NodeDescription::default()
+    };
+    let address: IpAddr = "10.0.0.9".parse().unwrap();
+    mailbox.put_description("b".into(), described(&["old", "new"]), address);
+    mailbox.put_clashes(
+        "b".into(),
+        vec![PortClash { protocol: Protocol::Tcp, port: 80, reason: "taken".to_owned() }],
+    );
+    mailbox.put_host_networks("b".into(), vec!["10.0.0.0/24".parse().unwrap()]);
+    mailbox.put_ack("b".into(), 5);
+    mailbox.drop_said(&"b".into());
+    // The other manager has stored the newer description.
+    world.update_node("b", |node| {
+        node.description = described(&["new"]);
+        node.address = Some(address);
+    });
+    assert_eq!(
+        keys_of(&mut mailbox, &world, "m1"),
+        [keys::ack(&"b".into())],
+        "only the acknowledgement is left"
+    );
+}
