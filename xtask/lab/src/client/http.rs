@@ -75,7 +75,7 @@ fn request(server: SocketAddr, line: &str, head: &str, body: &str, deadline: Dur
 pub fn read_to_end(stream: &mut TcpStream, deadline: Duration) -> Result<Vec<u8>> {
     let until = Instant::now() + deadline;
     let mut bytes = Vec::new();
-    let mut chunk = vec![0; 16_384];
+    let mut chunk = vec![0; 65_536];
     loop {
         let left = until.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "no complete answer within {deadline:?}, {} bytes so far", bytes.len());

@@ -3,6 +3,7 @@
 //! answer.
 
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -31,12 +32,12 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// Arguments of `cargo xtask soak rebuild`.
 #[derive(Debug, Args)]
 pub(super) struct RebuildArgs {
-    /// Lock the lost cluster's managers (`docker swarm init --autolock`)
+    /// Lock the lost cluster's managers before the backup (`docker swarm update --autolock=true`)
     #[arg(long)]
     autolock: bool,
 }
 
-/// Runs it.
+/// Makes the first cluster, loses it, makes the second one from its backup, and compares the two.
 ///
 /// # Errors
 /// The new cluster is not as the lost one, or a node doesn't answer.
@@ -60,12 +61,11 @@ pub(super) fn run(args: &RebuildArgs) -> Result<()> {
         lost[0].run(&format!("{DOCKER} swarm update --autolock=true"))?;
     }
     let before = state(&lost[0])?;
-    lost[0].run(&format!(
-        "install -m 600 /dev/null {PASSPHRASE} && echo correct horse battery > {PASSPHRASE}"
-    ))?;
+    set_passphrase(&lost[0])?;
     lost[0].run(&format!("mesh backup save {BACKUP} --passphrase-file {PASSPHRASE}"))?;
     let kept = workspace::target_dir().join("machines/rebuild.mesh-backup");
-    let saved = lost[0].attempt(&format!("cat {BACKUP}"), std::process::Stdio::null())?;
+    let saved = lost[0].attempt(&format!("cat {BACKUP}"), Stdio::null())?;
+    ensure!(saved.status.success(), "read the backup: {}", String::from_utf8_lossy(&saved.stderr));
     fs::write(&kept, &saved.stdout).with_context(|| format!("write {}", kept.display()))?;
     drop((lost, lost_wire));
 
@@ -73,9 +73,7 @@ pub(super) fn run(args: &RebuildArgs) -> Result<()> {
     let begun = Instant::now();
     let (first, others) = rebuilt.split_first().context("a machine")?;
     first.copy(&kept, BACKUP)?;
-    first.run(&format!(
-        "install -m 600 /dev/null {PASSPHRASE} && echo correct horse battery > {PASSPHRASE}"
-    ))?;
+    set_passphrase(first)?;
     println!("{}", first.run(&format!("mesh backup restore {BACKUP} --passphrase-file {PASSPHRASE}"))?);
     eventually("the first node's manager", PATIENCE, || first.run(&format!("{DOCKER} node ls")))?;
     let token = first.run(&format!("{DOCKER} swarm join-token --quiet manager"))?;
@@ -95,6 +93,12 @@ pub(super) fn run(args: &RebuildArgs) -> Result<()> {
     fs::remove_file(&kept).with_context(|| format!("remove {}", kept.display()))
 }
 
+/// Writes the passphrase of backups, readable for root alone.
+fn set_passphrase(machine: &Machine) -> Result<()> {
+    let write = format!("install -m 600 /dev/null {PASSPHRASE} && echo correct horse battery > {PASSPHRASE}");
+    machine.run(&write).map(drop)
+}
+
 /// Makes what a backup holds: a service that publishes a port, and has a secret, a config and a
 /// network.
 fn fill(wire: &Wire, machines: &[Machine]) -> Result<()> {
@@ -109,11 +113,14 @@ fn fill(wire: &Wire, machines: &[Machine]) -> Result<()> {
     for machine in machines {
         eventually(&format!("an answer of {}", machine.name()), PATIENCE, || answers(wire, machine))?;
     }
-    eventually("all replicas", PATIENCE, || {
-        let rows = first.run(&format!("{DOCKER} service ls --format '{{{{.Replicas}}}}'"))?;
-        ensure!(rows == format!("{MACHINES}/{MACHINES}"), "replicas: {rows}");
-        Ok(())
-    })
+    eventually("all replicas", PATIENCE, || all_run(first, MACHINES))
+}
+
+/// Checks that the service has so many replicas, and all of them run.
+fn all_run(machine: &Machine, replicas: u8) -> Result<()> {
+    let rows = machine.run(&format!("{DOCKER} service ls --format '{{{{.Replicas}}}}'"))?;
+    ensure!(rows == format!("{replicas}/{replicas}"), "replicas: {rows}");
+    Ok(())
 }
 
 /// What the operator asked for, and the tokens.
@@ -139,5 +146,6 @@ fn is_usable(machine: &Machine) -> Result<()> {
         ensure!(opened == PASSWORD, "expected {PASSWORD}, saw {opened}");
         Ok(())
     })?;
-    machine.run(&format!("{DOCKER} service scale --detach web=4")).map(drop)
+    machine.run(&format!("{DOCKER} service scale --detach web={}", MACHINES + 1))?;
+    eventually("one replica more", PATIENCE, || all_run(machine, MACHINES + 1))
 }

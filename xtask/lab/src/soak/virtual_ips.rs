@@ -143,10 +143,9 @@ fn hold(cluster: &Cluster, args: &VirtualIpsArgs, binaries: &Binaries) -> Result
         }
     }
     changed?;
-    print_floor(&clients, args.rate)?;
     ensure!(failed.is_empty(), "{} connections failed: {:#?}", failed.len(), first(&failed));
     ensure!(cut.is_empty(), "{} downloads were cut: {:#?}", cut.len(), first(&cut));
-    Ok(())
+    print_floor(&clients, args.rate)
 }
 
 /// Prints what the same clients reach on this machine without a network: each opens connections to
@@ -162,6 +161,7 @@ fn print_floor(clients: &[Client], per_second: u32) -> Result<()> {
     for (client, load) in clients.iter().zip(loads) {
         let seconds = load.elapsed().as_secs_f64();
         let report = load.stop()?;
+        ensure!(report.failures.is_empty(), "over loopback: {:?}", report.failures.first());
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52")]
         let rate = report.answered() as f64 / seconds;
         println!("{}: {rate:.0} a second over loopback, without mesh", client.node);
