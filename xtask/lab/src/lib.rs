@@ -265,6 +265,19 @@ impl Lab {
         })
     }
 
+    /// The node's daemons that were started and have ended by themselves.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn ended(&self, name: &str) -> Result<Vec<Component>> {
+        let node = self.node(name)?;
+        let pids = self.record.node(name).map(|entry| entry.pids).unwrap_or_default();
+        let has_ended = |component: &Component| {
+            pids.get(*component).is_some_and(|pid| !daemon::is_alive(*component, &node, pid))
+        };
+        Ok(Component::ALL.into_iter().filter(has_ended).collect())
+    }
+
     /// Makes an application's image and loads it into the engines of these nodes.
     ///
     /// # Errors

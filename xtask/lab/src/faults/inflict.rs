@@ -129,7 +129,13 @@ fn undo(lab: &mut Lab, binaries: &Binaries, fault: Fault, node: &str) -> Result<
         Fault::EngineSlow => lab.limit_cpu(node, Component::Dockerd, None),
         Fault::AgentDiskFull | Fault::EtcdDiskFull => {
             let filler = disk(lab, fault, node)?.join(FILLER);
-            fs::remove_file(&filler).with_context(|| format!("remove {}", filler.display()))
+            fs::remove_file(&filler).with_context(|| format!("remove {}", filler.display()))?;
+            // etcd ends when it can't write. mesh-control or its unit would start it again; the
+            // lab's etcd has neither.
+            if fault == Fault::EtcdDiskFull && lab.ended(node)?.contains(&Component::Etcd) {
+                lab.start(node, Part::One(Component::Etcd), binaries)?;
+            }
+            Ok(())
         }
         Fault::ClockAhead | Fault::ClockBehind => lab.set_clock(node, 0),
         Fault::PacketLoss => lab.lose_packets(node, 0),

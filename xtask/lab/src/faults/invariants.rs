@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) struct Seen {
     /// Each node's status, as `docker node ls` shows it.
     pub(super) statuses: BTreeMap<String, String>,
+    /// The daemons that have ended by themselves, as text.
+    pub(super) ended: Vec<String>,
     /// The tasks that should run and do, by service: slot and task id.
     pub(super) running: BTreeMap<String, Vec<(String, String)>>,
     /// Tasks that should run and don't, as text.
@@ -31,6 +33,8 @@ pub(super) struct Seen {
 /// What a broken invariant is called in the table at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Invariant {
+    /// Every daemon runs.
+    Daemons,
     /// Every node is ready, and every service has as many running tasks as it should.
     Desired,
     /// No slot has two running tasks.
@@ -49,7 +53,8 @@ pub(super) enum Invariant {
 
 impl Invariant {
     /// All of them, in the order of the table's columns.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
+        Self::Daemons,
         Self::Desired,
         Self::Slots,
         Self::Containers,
@@ -62,6 +67,7 @@ impl Invariant {
     /// The column's title.
     pub(super) fn title(self) -> &'static str {
         match self {
+            Self::Daemons => "daemons",
             Self::Desired => "desired",
             Self::Slots => "slots",
             Self::Containers => "containers",
@@ -78,7 +84,8 @@ pub(super) type Breach = (Invariant, String);
 
 /// The breaches in what was seen; `wanted` has the number of tasks of each service.
 pub(super) fn breaches(seen: &Seen, wanted: &BTreeMap<String, usize>) -> Vec<Breach> {
-    let mut found = Vec::new();
+    let ended = seen.ended.iter().map(|daemon| (Invariant::Daemons, format!("{daemon} has ended")));
+    let mut found: Vec<Breach> = ended.collect();
     for (node, status) in seen.statuses.iter().filter(|(_, status)| *status != "Ready") {
         found.push((Invariant::Desired, format!("{node} is {status}")));
     }
@@ -185,6 +192,7 @@ mod tests {
         let seen = Seen {
             statuses: BTreeMap::from([ready("a"), ready("b")]),
             running: BTreeMap::from([("web".to_owned(), vec![slot("web.1", "t1"), slot("web.2", "t2")])]),
+            ended: Vec::new(),
             late: Vec::new(),
             containers: each(&["t1"], &["t2"]),
             tables: BTreeMap::from([table("a", 2, 0), table("b", 2, 0)]),
@@ -210,7 +218,8 @@ mod tests {
     #[test]
     fn each_breach_is_found() {
         type Spoil = fn(&mut Seen);
-        let cases: [(Spoil, Invariant); 13] = [
+        let cases: [(Spoil, Invariant); 14] = [
+            (|seen| seen.ended.push("etcd of a".to_owned()), Invariant::Daemons),
             (|seen| drop(seen.statuses.insert("a".to_owned(), "Down".to_owned())), Invariant::Desired),
             (|seen| seen.late.push("web.3: Preparing".to_owned()), Invariant::Desired),
             (|seen| seen.running.get_mut("web").unwrap()[1].0 = "web.1".to_owned(), Invariant::Slots),

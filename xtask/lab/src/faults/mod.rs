@@ -341,7 +341,7 @@ mod tests {
         let broken = vec![(Invariant::Tables, "x".to_owned()), (Invariant::Tables, "y".to_owned())];
         let outcomes = vec![(Fault::EtcdKilled, broken), (Fault::EtcdKilled, Vec::new())];
         let text = table(&outcomes);
-        let row = "| EtcdKilled | 2 | held | held | held | broken in 1 | held | held | held |";
+        let row = "| EtcdKilled | 2 | held | held | held | held | broken in 1 | held | held | held |";
         assert!(text.contains(row), "{text}");
     }
 }

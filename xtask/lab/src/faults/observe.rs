@@ -49,6 +49,8 @@ pub(super) fn look<'a>(
         seen.files.insert(node.name.clone(), files(lab, node)?);
         seen.tables.insert(node.name.clone(), backends(&cluster.metrics(node)?));
         seen.pins.insert(node.name.clone(), pins(lab, cluster, node)?);
+        let ended = lab.ended(&node.name)?;
+        seen.ended.extend(ended.iter().map(|component| format!("{component} of {}", node.name)));
     }
     let running: Vec<&str> = seen.running.values().flatten().map(|(_, id)| id.as_str()).collect();
     seen.addresses = addresses(&docker, &running)?;
