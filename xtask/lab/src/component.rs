@@ -80,7 +80,7 @@ pub(super) fn command_line(
     binaries: &Binaries,
 ) -> CommandLine {
     match component {
-        Component::Dockerd => dockerd(node),
+        Component::Dockerd => dockerd(node, record.emulated),
         Component::Etcd => etcd(node, record),
         Component::Control => with_clock(control(node, record, &binaries.control()), node, record),
         Component::Agent => with_clock(agent(node, record, &binaries.agent()), node, record),
@@ -101,13 +101,27 @@ fn with_clock(line: CommandLine, node: &NodeLayout, record: &Record) -> CommandL
 const FORGETFUL_DOCKERD: &str =
     r#"rm -f /run/docker.pid /run/docker/containerd/containerd.pid; exec dockerd "$@""#;
 
+/// The same on an emulated machine: an engine gives up on a containerd of its own after 15 seconds,
+/// so containerd is started first and the engine once it listens. Argument: containerd's directory.
+const PATIENT_DOCKERD: &str = r#"directory=$1; shift
+rm -f /run/docker.pid; mkdir -p /run/containerd "$directory"
+socket=/run/containerd/containerd.sock; rm -f $socket
+echo 'disabled_plugins = ["io.containerd.grpc.v1.cri"]' > "$directory/config.toml"
+containerd --config "$directory/config.toml" --address $socket --root "$directory/root" --state /run/containerd/state &
+while ! [ -S $socket ]; do kill -0 $! ; sleep 0.2; done
+exec dockerd "$@" --containerd $socket"#;
+
 /// The node has mount and network namespaces of its own, so only what shares the disk and the
 /// cgroup tree needs a unique name.
-fn dockerd(node: &NodeLayout) -> CommandLine {
+fn dockerd(node: &NodeLayout, emulated: bool) -> CommandLine {
     let state = node.state_dir();
-    CommandLine::new("sh")
-        .flag("-ec", FORGETFUL_DOCKERD)
-        .switch("dockerd")
+    let shell = CommandLine::new("sh");
+    let shell = if emulated {
+        shell.flag("-ec", PATIENT_DOCKERD).flag("sh", state.join("containerd"))
+    } else {
+        shell.flag("-ec", FORGETFUL_DOCKERD).switch("dockerd")
+    };
+    shell
         .flag("--host", unix_url(&node.engine_socket()))
         .flag("--data-root", state.join("docker-data"))
         .flag("--config-file", node.engine_config())

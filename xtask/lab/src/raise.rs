@@ -135,6 +135,7 @@ pub(super) fn plan(layout: &Layout, options: &UpOptions) -> Record {
         datapath: options.datapath.as_str().to_owned(),
         empty: options.empty,
         clocks: options.turnable_clock.then(|| clock::directory(layout)),
+        emulated: ready::is_emulated(),
     }
 }
 

@@ -15,7 +15,10 @@ use super::layout::NodeLayout;
 use super::netns::Netns;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-const REQUEST_LIMIT: Duration = Duration::from_secs(2);
+/// The variable with the factor by which an emulated machine is slower.
+const PATIENCE: &str = "MESH_LAB_PATIENCE";
+/// The limit of one question, in seconds of [`patience`].
+const REQUEST_LIMIT: u32 = 2;
 
 /// Waits until the daemon is ready.
 ///
@@ -74,11 +77,24 @@ fn is_alone(node: &NodeLayout) -> bool {
 }
 
 fn limit(component: Component) -> Duration {
-    Duration::from_secs(match component {
-        Component::Dockerd => 90,
-        Component::Etcd | Component::Control => 45,
-        Component::Agent => 60,
-    })
+    patience()
+        * match component {
+            Component::Dockerd => 90,
+            Component::Etcd | Component::Control => 45,
+            Component::Agent => 60,
+        }
+}
+
+/// What a second of this module's limits takes: longer on a machine that is emulated, which sets
+/// [`PATIENCE`].
+fn patience() -> Duration {
+    let factor = std::env::var(PATIENCE).ok().and_then(|factor| factor.parse().ok());
+    Duration::from_secs(factor.unwrap_or(1))
+}
+
+/// Whether this machine is an emulated one, by what it says of its patience.
+pub(super) fn is_emulated() -> bool {
+    std::env::var_os(PATIENCE).is_some()
 }
 
 /// The body of a server's answer to a GET over a Unix socket.
@@ -87,7 +103,7 @@ fn limit(component: Component) -> Duration {
 /// It doesn't answer in time, or with another status than 200.
 pub fn get_unix(socket: &Path, path: &str) -> Result<String> {
     let stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
-    stream.set_read_timeout(Some(REQUEST_LIMIT)).context("set a time limit")?;
+    stream.set_read_timeout(Some(patience() * REQUEST_LIMIT)).context("set a time limit")?;
     get(stream, path)
 }
 
@@ -98,9 +114,9 @@ fn get_inside(node: &NodeLayout, port: u16, path: &str) -> Result<String> {
 
 fn get_tcp(ip: Ipv4Addr, port: u16, path: &str) -> Result<String> {
     let address = SocketAddr::from((ip, port));
-    let stream = TcpStream::connect_timeout(&address, REQUEST_LIMIT)
+    let stream = TcpStream::connect_timeout(&address, patience() * REQUEST_LIMIT)
         .with_context(|| format!("connect to {address}"))?;
-    stream.set_read_timeout(Some(REQUEST_LIMIT)).context("set a time limit")?;
+    stream.set_read_timeout(Some(patience() * REQUEST_LIMIT)).context("set a time limit")?;
     get(stream, path)
 }
 

@@ -32,6 +32,9 @@ pub struct Record {
     /// `None`: the machine's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clocks: Option<PathBuf>,
+    /// Whether the lab is in an emulated machine, where all is slower than daemons expect.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub emulated: bool,
 }
 
 impl Record {
@@ -175,6 +178,7 @@ mod tests {
             datapath: "xdp".into(),
             empty: false,
             clocks: None,
+            emulated: false,
         };
         let expected = serde_json::json!({
             "client": {"netns": "mesh-client", "ip": "10.77.0.1"},

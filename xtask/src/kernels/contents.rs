@@ -91,13 +91,14 @@ pub(super) fn gather(kernel: &Kernel, tests: &Tests, jobs: &[Job]) -> Result<Vec
     for directory in ["/proc", "/sys", "/run", "/tmp", "/root", "/var", "/etc"] {
         archive.directory(directory);
     }
-    let modules = if tests.is_full { modules::gather(&kernel.modules()?)? } else { Vec::new() };
+    let modules =
+        if tests.is_full { modules::gather(&kernel.modules()?, modules::OF_TESTS)? } else { Vec::new() };
     let order: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
     archive.file("/init", true, machine::init(&order, jobs).as_bytes());
     for (name, contents) in &modules {
         archive.file(&format!("/modules/{name}.ko"), false, contents);
     }
-    archive.file("/bin/busybox", true, &read(&in_path("busybox")?)?);
+    archive.file("/bin/busybox", true, &busybox()?);
     let mut linked: Vec<(String, PathBuf)> = Vec::new();
     if tests.is_full {
         for (tool, place) in TOOLS {
@@ -123,6 +124,11 @@ pub(super) fn gather(kernel: &Kernel, tests: &Tests, jobs: &[Job]) -> Result<Vec
         archive.file(&object.to_string_lossy(), false, &read(object)?);
     }
     Ok(archive.finish())
+}
+
+/// The program busybox, which needs no library.
+pub(super) fn busybox() -> Result<Vec<u8>> {
+    read(&in_path("busybox")?)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

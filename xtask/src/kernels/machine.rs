@@ -28,10 +28,16 @@ pub(super) struct Machine {
     pub(super) initramfs: PathBuf,
     /// The file that takes what comes over the console.
     pub(super) log: PathBuf,
+    /// Its memory, as qemu writes it.
+    pub(super) memory: &'static str,
+    /// Further arguments of qemu.
+    pub(super) devices: Vec<String>,
+    /// What is worth showing of the console's log once all jobs have passed.
+    pub(super) shown: fn(&str) -> Vec<String>,
 }
 
 /// How the lines of the init script on the console begin.
-const MARK: &str = "mesh-vm:";
+pub(super) const MARK: &str = "mesh-vm:";
 /// The end of the console's log that an error shows.
 const SHOWN_LINES: usize = 60;
 
@@ -81,7 +87,7 @@ impl Machine {
         let failed = failed(&log, jobs);
         let (name, seconds) = (self.name, begun.elapsed().as_secs());
         if is_off && failed.is_empty() {
-            for line in figures(&log) {
+            for line in (self.shown)(&log) {
                 println!("kernel {name}: {line}");
             }
             println!("kernel {name}: passed in {seconds} s");
@@ -102,7 +108,9 @@ impl Machine {
         let log = File::create(&self.log).with_context(|| format!("write {}", self.log.display()))?;
         let errors = log.try_clone().with_context(|| format!("write {}", self.log.display()))?;
         Command::new("qemu-system-x86_64")
-            .args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "2", "-m", "2G"])
+            .args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "2"])
+            .args(["-m", self.memory])
+            .args(&self.devices)
             .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio", "-net", "none"])
             .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
             .arg("-kernel")
@@ -142,14 +150,14 @@ fn failed(log: &str, jobs: &[Job]) -> Vec<&'static str> {
 
 /// The lines of a log that are worth showing: how many fixtures ran, and how far the verifier is
 /// from its limit.
-fn figures(log: &str) -> Vec<&str> {
+pub(super) fn figures(log: &str) -> Vec<String> {
     let is_figure = |line: &&str| line.starts_with("fixtures: ") || line.contains("test result:");
     let walked = |line: &str| {
         let count = line.strip_suffix(" instructions walked")?.rsplit_once(' ')?.1;
         count.parse::<u32>().ok()
     };
     let most = log.lines().filter_map(|line| Some((walked(line)?, line))).max();
-    log.lines().filter(is_figure).chain(most.map(|(_, line)| line)).collect()
+    log.lines().filter(is_figure).chain(most.map(|(_, line)| line)).map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@
 //!
 //! Code map: [`packages`] gets kernels, [`contents`] gathers what is in a machine, [`modules`]
 //! the modules it loads, [`archive`] writes the initramfs, [`machine`] boots it and reads what the
-//! jobs say.
+//! jobs say, [`lab`] makes a machine that runs a whole lab instead of tests.
 
 mod archive;
 mod contents;
+mod lab;
 mod machine;
 mod modules;
 mod packages;
@@ -35,6 +36,10 @@ pub struct KernelsArgs {
     /// agent's data plane with its restarts
     #[arg(long)]
     full: bool,
+    /// Instead of the tests, make a lab of three nodes in each machine, publish a port, and ask
+    /// every node (an hour; needs root)
+    #[arg(long, conflicts_with = "full")]
+    lab: bool,
     /// Only this kernel, instead of both
     #[arg(long, value_enum)]
     kernel: Option<Series>,
@@ -65,7 +70,7 @@ impl Series {
 /// # Errors
 /// A machine can't be made or doesn't end in time, or a test fails.
 pub fn check() -> Result<()> {
-    run(&KernelsArgs { full: false, kernel: None })
+    run(&KernelsArgs { full: false, lab: false, kernel: None })
 }
 
 /// Boots the kernels at the same time, and runs the tests on each.
@@ -79,14 +84,21 @@ pub fn run(args: &KernelsArgs) -> Result<()> {
     setup::ensure()?;
     let directory = workspace::target_dir().join("kernels");
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-    let tests = Tests::build(args.full)?;
-    let jobs = jobs(args.full);
-    let limit = if args.full { Duration::from_hours(3) } else { Duration::from_mins(12) };
+    let tests = if args.lab { None } else { Some(Tests::build(args.full)?) };
+    if args.lab {
+        lab::build()?;
+    }
+    let jobs = if args.lab { vec![lab::JOB] } else { jobs(args.full) };
+    let limit = Duration::from_mins(match (args.full, args.lab) {
+        (true, _) => 180,
+        (_, true) => 60,
+        _ => 12,
+    });
     let chosen = |series: &Series| args.kernel.is_none_or(|only| only == *series);
     let mut machines = Vec::new();
     for series in Series::value_variants().iter().filter(|series| chosen(series)) {
         let kernel = Kernel::get(series.version(), &directory)?;
-        machines.push(prepare(series.version(), &kernel, &tests, &jobs, &directory)?);
+        machines.push(prepare(series.version(), &kernel, tests.as_ref(), &jobs, &directory)?);
     }
     let runs = |machine: &Machine| machine.run(&jobs, limit);
     let outcomes: Vec<Result<()>> = thread::scope(|scope| {
@@ -113,21 +125,27 @@ fn jobs(full: bool) -> Vec<Job> {
     jobs
 }
 
-/// Makes a machine's initramfs.
+/// Makes a machine that runs the tests, or a lab without them.
 fn prepare(
     version: &'static str,
     kernel: &Kernel,
-    tests: &Tests,
+    tests: Option<&Tests>,
     jobs: &[Job],
     directory: &std::path::Path,
 ) -> Result<Machine> {
     let initramfs: PathBuf = directory.join(format!("{version}.initramfs"));
-    let contents = contents::gather(kernel, tests, jobs)?;
+    let contents = match tests {
+        Some(tests) => contents::gather(kernel, tests, jobs)?,
+        None => lab::gather(kernel, directory)?,
+    };
     fs::write(&initramfs, contents).with_context(|| format!("write {}", initramfs.display()))?;
     Ok(Machine {
         name: version,
         kernel: kernel.image()?,
         initramfs,
         log: directory.join(format!("{version}.log")),
+        memory: if tests.is_some() { "2G" } else { "6G" },
+        devices: if tests.is_some() { Vec::new() } else { lab::share().into() },
+        shown: if tests.is_some() { machine::figures } else { lab::told },
     })
 }

@@ -11,18 +11,18 @@ use anyhow::{Context, Result, ensure};
 
 /// What the walks and the agent's data plane use, if it isn't in the kernel itself. libcrc32c names
 /// no dependency on the algorithm that it asks for.
-const WANTED: &[&str] =
+pub(super) const OF_TESTS: &[&str] =
     &["crc32c_generic", "veth", "bridge", "vxlan", "tun", "sch_ingress", "cls_bpf", "nf_tables", "nft_ct"];
 
 /// A module: its name and its contents.
 pub(super) type Module = (String, Vec<u8>);
 
 /// The modules below `directory` that are wanted, and their dependencies.
-pub(super) fn gather(directory: &Path) -> Result<Vec<Module>> {
+pub(super) fn gather(directory: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     let mut paths = BTreeMap::new();
     find(directory, &mut paths)?;
     let mut ordered = Vec::new();
-    for name in WANTED {
+    for name in wanted {
         add(name, &paths, &mut ordered)?;
     }
     Ok(ordered)
@@ -102,7 +102,7 @@ mod tests {
         fs::write(below.join("udp-tunnel.ko"), "\0depends=\0").unwrap();
         fs::write(below.join("other.ko"), "\0depends=\0").unwrap();
         let names: Vec<String> =
-            gather(directory.path()).unwrap().into_iter().map(|(name, _)| name).collect();
+            gather(directory.path(), OF_TESTS).unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["udp_tunnel", "vxlan"]);
     }
 }

@@ -56,6 +56,13 @@ impl Kernel {
         only(&self.directory.join("boot"), |name| name.starts_with("vmlinuz-"))
     }
 
+    /// The directory of its modules, and the kernel's release, which is that directory's name.
+    pub(super) fn release(&self) -> Result<(PathBuf, String)> {
+        let modules = self.modules()?;
+        let release = modules.file_name().and_then(|name| name.to_str()).context("a kernel's release")?;
+        Ok((modules.clone(), release.to_owned()))
+    }
+
     /// The directory of its modules.
     pub(super) fn modules(&self) -> Result<PathBuf> {
         // Without a link from /lib to /usr/lib, a package has them in one of the two.

@@ -66,6 +66,7 @@ const PACKAGES: &[Package] = &[
     package("jq"),
     // `cargo xtask kernels` boots Debian's kernels, some of whose modules are compressed.
     package("qemu-system-x86"),
+    package("kmod"),
     package("xz-utils"),
     // The load balancers that `cargo xtask bench peers` compares mesh with.
     package("haproxy"),
