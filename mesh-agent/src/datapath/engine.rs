@@ -263,6 +263,7 @@ impl Datapath {
             tunnel_mtu,
             uplink_ifindex: uplinks.direct,
             syn_guard_rate: self.config.syn_guard_rate,
+            encrypted_mtu: crate::encryption::overlay_mtu(tunnel_mtu),
             encryption_ifindex: encryption.as_ref().map_or(0, |device| device.index),
             ..Config::default()
         };

@@ -33,7 +33,8 @@ abi_struct! {
         /// ifindex of the device that encrypts packets of encrypted networks. 0: there is none, and
         /// they are dropped.
         pub encryption_ifindex: u32,
-        /// Padding; always zero.
-        pub reserved: u32,
+        /// Largest IP packet, in bytes, of an encrypted network that fits the tunnel once it is
+        /// encrypted. 0: as `tunnel_mtu`.
+        pub encrypted_mtu: u32,
     }
 }

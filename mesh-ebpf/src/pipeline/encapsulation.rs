@@ -8,7 +8,8 @@
 //! source port; on the way out, a flow stays with the device once the device had a packet of it
 //! ([`flow_event::SEGMENTED`](crate::abi::flow_event::SEGMENTED)).
 
-use super::{At, Origin, deliver_tunnelled, direction_of, dropped, exceeds, member, owner, reply};
+use super::tunnel_limits::{TunnelLimits, exceeds};
+use super::{At, Origin, deliver_tunnelled, direction_of, dropped, member, owner, reply};
 use crate::abi::{Address, Config, Direction, DropReason, Edge, Node};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
@@ -78,7 +79,7 @@ pub(super) fn encapsulate_to<P: Packet, L: Lookups>(
         return dropped(lookups, DropReason::NoEncryption, direction);
     }
     let by_device = Fate::via_device(tunnel.peer, tunnel.vni);
-    if exceeds(packet, config, segment) || segment.ip.total_len > LONGEST {
+    if exceeds(packet, TunnelLimits::of_ports(config), segment) || segment.ip.total_len > LONGEST {
         return by_device;
     }
     let outer = outer_headers(packet, config, segment, node, tunnel.vni, direction);

@@ -7,7 +7,7 @@
 //! look-up tells an encrypted network from another, and none can fail to.
 
 use super::network::{Arrival, node_address};
-use super::{Origin, dropped, is_too_big, owner, virtual_ip};
+use super::{Origin, TunnelLimits, dropped, is_too_big, owner, virtual_ip};
 use crate::abi::{
     Address, Be16, Config, Direction, DropReason, Edge, EndpointKey, MESH_MAC, node_flag, protocol,
 };
@@ -41,11 +41,12 @@ pub fn encrypt<P: Packet, L: Lookups>(packet: &mut P, lookups: &L) -> Fate {
         return refused(lookups, DropReason::NoEncryption);
     }
     if let Some(segment) = Segment::parse(packet, 0) {
-        if is_too_big(packet, config, &segment) {
+        let limits = TunnelLimits::of_network(config, link.network);
+        if is_too_big(packet, limits, &segment) {
             lookups.count_drop(DropReason::TooBig, Direction::Request);
             return Fate::answer(DropReason::TooBig, [0; 4]);
         }
-        if owner::clamp_mss(packet, config, &segment).is_none() {
+        if owner::clamp_mss(packet, limits, &segment).is_none() {
             return refused(lookups, DropReason::Malformed);
         }
     }

@@ -4,7 +4,9 @@
 
 use super::flow_ref;
 use super::guard::{self, Admission};
-use super::{At, dropped, encapsulation, existing_flow, is_too_big, macs, outgoing, owner, packet_count};
+use super::{
+    At, TunnelLimits, dropped, encapsulation, existing_flow, is_too_big, macs, outgoing, owner, packet_count,
+};
 use crate::abi::{
     Backend, Config, Direction, DropReason, Flow, FlowKey, Mode, ServiceKey, VipId, flow_event, service_flag,
 };
@@ -95,7 +97,7 @@ pub(super) fn forward<P: Packet, L: Lookups>(
         Destination::decided(owner::deliver(packet, lookups, config, segment, choice.id, &source))
     } else {
         match lookups.node(backend.node).filter(|node| !node.address.is_none()) {
-            Some(_) if is_too_big(packet, config, segment) => {
+            Some(_) if is_too_big(packet, TunnelLimits::of_ports(config), segment) => {
                 Destination::decided(Fate::refuse(DropReason::TooBig))
             }
             Some(node) => Destination::node(node.address.v4_octets(), Vni::request(choice.id, choice.is_dsr)),

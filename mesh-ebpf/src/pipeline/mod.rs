@@ -61,6 +61,7 @@ mod owner;
 mod reply;
 #[cfg(test)]
 mod syn_flood_tests;
+mod tunnel_limits;
 mod virtual_errors;
 mod virtual_fragments;
 mod virtual_ip;
@@ -77,6 +78,7 @@ pub use virtual_errors::{virtual_error, virtual_reply_error, virtual_tunnel_erro
 pub use virtual_fragments::{virtual_fragment, virtual_reply_fragment, virtual_tunnel_fragment};
 pub use virtual_ip::{virtual_ip, virtual_reply, virtual_tunnel};
 
+use self::tunnel_limits::{TunnelLimits, is_too_big};
 use crate::abi::{Address, Config, Direction, DropReason, Edge, Mac};
 use crate::lookups::{Lookups, PacketCount};
 use crate::packet::Packet;
@@ -266,7 +268,13 @@ pub fn refuse<P: Packet, L: Lookups>(
         return Fate::dropped(answer.reason);
     };
     let error = match answer.reason {
-        DropReason::TooBig => icmp::too_big(config.tunnel_mtu),
+        DropReason::TooBig => {
+            let link = lookups.link(packet.ifindex());
+            let limits = link.map_or(TunnelLimits::of_ports(config), |link| {
+                TunnelLimits::of_network(config, link.network)
+            });
+            icmp::too_big(limits.mtu)
+        }
         _ => icmp::PORT_UNREACHABLE,
     };
     let is_made = if let Some(segment) = Segment::parse(packet, 0) {
@@ -349,27 +357,8 @@ fn packet_count<P: Packet>(packet: &P, segment: &Segment) -> PacketCount {
     PacketCount { packets: packet.segments(), bytes: segment.ip.total_len }
 }
 
-/// Whether the packet exceeds the tunnel's MTU and must not be fragmented. If it may be fragmented,
-/// the VXLAN device fragments its outer packets.
-#[inline(always)]
-fn is_too_big<P: Packet>(packet: &P, config: &Config, segment: &Segment) -> bool {
-    segment.ip.total_len > config.tunnel_mtu && segment.ip.dont_fragment && exceeds(packet, config, segment)
-}
-
-/// Whether the packet exceeds the tunnel's MTU. For a packet that stands for several (segmentation
-/// offload) the size of those counts.
-#[inline(always)]
-fn exceeds<P: Packet>(packet: &P, config: &Config, segment: &Segment) -> bool {
-    match packet.segment_size() {
-        0 => segment.ip.total_len > config.tunnel_mtu,
-        size => segment.headers_len() + size > config.tunnel_mtu,
-    }
-}
-
 /// Source and destination MAC of the frame.
 #[inline(always)]
 fn macs<P: Packet>(packet: &P) -> Option<(Mac, Mac)> {
     Some((Mac(packet.read_bytes::<6>(eth::SOURCE)?), Mac(packet.read_bytes::<6>(eth::DESTINATION)?)))
 }
-
-const _: () = assert!(OVERHEAD == 50, "Config::tunnel_mtu and the MTU of tasks assume 50 bytes");

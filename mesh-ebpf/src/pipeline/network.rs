@@ -13,7 +13,7 @@
 //! that the sending node has the source address.
 
 use super::encapsulation::{encapsulate_to, is_congested, is_fragment};
-use super::{Origin, dropped, is_too_big, member, network6, owner, virtual_ip};
+use super::{Origin, TunnelLimits, dropped, is_too_big, member, network6, owner, virtual_ip};
 use crate::abi::{Config, Direction, DropReason, Edge, Endpoint, EndpointKey, Link, MESH_MAC, Mac, protocol};
 use crate::lookups::Lookups;
 use crate::packet::Packet;
@@ -155,11 +155,12 @@ pub(super) fn to_node<P: Packet, L: Lookups>(
     let Some(segment) = Segment::parse(packet, 0) else {
         return Fate::via_device(tunnel.peer, tunnel.vni);
     };
-    if is_too_big(packet, config, &segment) {
+    let limits = TunnelLimits::of_network(config, network);
+    if is_too_big(packet, limits, &segment) {
         lookups.count_drop(DropReason::TooBig, Direction::Request);
         return Fate::answer(DropReason::TooBig, [0; 4]);
     }
-    if owner::clamp_mss(packet, config, &segment).is_none() {
+    if owner::clamp_mss(packet, limits, &segment).is_none() {
         return refused(lookups, DropReason::Malformed);
     }
     encapsulate_to(packet, lookups, config, &segment, (node, &tunnel), Direction::Request)

@@ -13,7 +13,7 @@
 
 use super::client_port::port_at_task;
 use super::flow_ref;
-use super::{dropped, is_too_big, macs, reply};
+use super::{TunnelLimits, dropped, is_too_big, macs, reply};
 use crate::abi::{
     Address, Backend, BackendState, Config, Direction, DropReason, FlowKey, Nat, NatKey, VipId, backend_flag,
     flow_event,
@@ -179,7 +179,7 @@ fn rewrite_request<P: Packet>(
     answers_by_tunnel: bool,
 ) -> Option<()> {
     if answers_by_tunnel {
-        clamp_mss(packet, config, segment)?;
+        clamp_mss(packet, TunnelLimits::of_ports(config), segment)?;
     }
     rewrite::translate(packet, segment, to)?;
     let (_, node_mac) = macs(packet)?;
@@ -188,12 +188,12 @@ fn rewrite_request<P: Packet>(
 
 /// Lowers the MSS that a SYN or SYN-ACK announces to one whose packets fit the tunnel.
 #[inline(always)]
-pub(super) fn clamp_mss<P: Packet>(packet: &mut P, config: &Config, segment: &Segment) -> Option<()> {
-    if !segment.transport.flags.has(Flags::SYN) || config.tunnel_mss == 0 {
+pub(super) fn clamp_mss<P: Packet>(packet: &mut P, limits: TunnelLimits, segment: &Segment) -> Option<()> {
+    if !segment.transport.flags.has(Flags::SYN) || limits.mss == 0 {
         return Some(());
     }
     let longer = if segment.ip.is_v6 { (ipv6::LEN - ipv4::LEN) as u16 } else { 0 };
-    rewrite::clamp_mss(packet, &segment.transport, config.tunnel_mss.saturating_sub(longer))
+    rewrite::clamp_mss(packet, &segment.transport, limits.mss.saturating_sub(longer))
 }
 
 /// Handles a packet that a task of this node sends: a reply if there is a translation for it, else
@@ -218,7 +218,7 @@ pub(super) fn answer<P: Packet, L: Lookups>(
         return Destination::decided(dropped(lookups, DropReason::TtlExpired, Direction::Reply));
     }
     let nat = &found.value();
-    if answers_by_tunnel(config, nat) && is_too_big(packet, config, segment) {
+    if answers_by_tunnel(config, nat) && is_too_big(packet, TunnelLimits::of_ports(config), segment) {
         return Destination::decided(Fate::refuse(DropReason::TooBig));
     }
     flow_ref::record_segment(
@@ -265,7 +265,7 @@ fn send_back<P: Packet>(packet: &mut P, config: &Config, segment: &Segment, nat:
     };
     if !nat.via.is_none() {
         // The client's packets come through the tunnel, whichever way these replies go.
-        clamp_mss(packet, config, segment)?;
+        clamp_mss(packet, TunnelLimits::of_ports(config), segment)?;
         return rewrite::translate(packet, segment, &to);
     }
     rewrite::translate(packet, segment, &to)?;

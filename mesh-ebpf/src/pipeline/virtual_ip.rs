@@ -13,7 +13,8 @@ use super::encapsulation::encapsulate;
 use super::ingress::{self, Choice};
 use super::network::{Arrival, node_address, to_neighbour};
 use super::{
-    Origin, answer_refusal, dropped, existing_flow, flow_ref, is_too_big, owner, packet_count, reply,
+    Origin, TunnelLimits, answer_refusal, dropped, existing_flow, flow_ref, is_too_big, owner, packet_count,
+    reply,
 };
 use crate::abi::{
     Address, Backend, Be16, Config, Direction, DropReason, Edge, Endpoint, EndpointKey, FlowKey, Link,
@@ -162,6 +163,7 @@ pub(super) fn forward<P: Packet, L: Lookups>(
         return Destination::decided(choice.fate);
     };
     let member = backend.task_address;
+    let limits = TunnelLimits::of_network(config, link.network);
     let destination = match lookups.endpoint(&EndpointKey::new(link.network, member.v4_octets())) {
         Some(endpoint) if endpoint.is_connected() && endpoint.ifindex == packet.ifindex() => {
             turn_back(packet, lookups, link)
@@ -175,12 +177,12 @@ pub(super) fn forward<P: Packet, L: Lookups>(
                 drop(DropReason::Malformed)
             }
         }
-        Some(_) if is_too_big(packet, config, segment) => {
+        Some(_) if is_too_big(packet, limits, segment) => {
             Destination::decided(Fate::refuse(DropReason::TooBig))
         }
         Some(endpoint) if !endpoint.is_local() => match node_address(lookups, endpoint) {
             Some(peer) => {
-                let is_written = owner::clamp_mss(packet, config, segment).is_some()
+                let is_written = owner::clamp_mss(packet, limits, segment).is_some()
                     && translate(packet, segment, Side::Destination, member).is_some();
                 if is_written {
                     Destination::node(peer, Vni::network(link.network))
