@@ -286,8 +286,18 @@ fn state(snapshot: &ClusterSnapshot, task: &Task, node: &Node) -> BackendState {
     match snapshot.node_state(&node.id) {
         NodeState::Silent | NodeState::Down => BackendState::Silent,
         NodeState::Ready if is_well => BackendState::Active,
+        // The node got the order to stop when it came back, and its report may be late: the task is
+        // probably gone, and a silent node's task a better choice.
+        NodeState::Ready if has_returned_since(snapshot, task, node) => BackendState::Retired,
         NodeState::Ready => BackendState::Draining,
     }
+}
+
+/// Whether the node was away, and came back after the task was asked to stop.
+fn has_returned_since(snapshot: &ClusterSnapshot, task: &Task, node: &Node) -> bool {
+    let liveness = snapshot.liveness.get(&node.id);
+    let back_at = liveness.map(|liveness| snapshot.liveness_since(&node.id, liveness));
+    snapshot.asked_to_stop_at(task).is_some_and(|asked_at| back_at.is_some_and(|back_at| back_at > asked_at))
 }
 
 fn weight(settings: &LbSettings, task: &Task, node: &Node) -> u32 {

@@ -1,5 +1,6 @@
 //! Tests of the tables of small clusters.
 
+use chrono::TimeDelta;
 use mesh_state::lb::{POLICY_LABEL, WEIGHT_LABEL};
 use mesh_state::spec::Protocol;
 use mesh_state::task::{ContainerStatus, TaskStatus};
@@ -71,6 +72,20 @@ fn what_is_to_stop_drains_and_what_stopped_is_gone() {
     assert_eq!(states(&world), [(7, BackendState::Draining)]);
     world.report(&"t1".into(), TaskState::Shutdown);
     assert_eq!(states(&world), []);
+}
+
+#[test]
+fn what_was_to_stop_while_its_node_was_away_gets_no_new_flows() {
+    let mut world = world();
+    world.set_liveness(&"a".into(), NodeState::Down);
+    let mut first = world.snapshot.tasks[&TaskId::from("t1")].value.clone();
+    first.desired_state = TaskState::Shutdown;
+    first.shutdown_at = Some(world.now);
+    world.put_task(&first);
+    assert_eq!(states(&world), [(7, BackendState::Silent)], "while the node is down");
+    world.now += TimeDelta::seconds(1);
+    world.set_liveness(&"a".into(), NodeState::Ready);
+    assert_eq!(states(&world), [(7, BackendState::Retired)], "once it is back");
 }
 
 #[test]
