@@ -49,6 +49,7 @@ mod waiting;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod diagnosis;
 pub mod doors;
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ mod swarm_ca;
 mod swarm_spec;
 
 mod clients;
+mod diagnosis;
 mod events;
 mod own_node;
 mod restore;
@@ -116,6 +117,7 @@ fn docker_routes() -> Router<ApiContext> {
         .route("/info", get(system::info))
         .route("/events", get(events::stream))
         .route("/swarm", get(swarm::inspect))
+        .route("/swarm/problems", get(diagnosis::problems))
         .route("/swarm/update", post(swarm::update))
         .route("/swarm/unlockkey", get(swarm::unlock_key))
         .route("/swarm/{verb}", post(swarm::enter_or_leave))
@@ -123,6 +125,7 @@ fn docker_routes() -> Router<ApiContext> {
         .route("/services/create", post(services::create))
         .route("/services/{id}", get(services::inspect).delete(services::remove))
         .route("/services/{id}/update", post(services::update))
+        .route("/services/{id}/why", get(diagnosis::why))
         .route("/services/{id}/logs", get(logs::of_service))
         .route("/tasks", get(tasks::list))
         .route("/tasks/{id}", get(tasks::inspect))

@@ -5,7 +5,9 @@ use std::process::Output;
 use std::sync::Arc;
 
 use mesh_state::node::NodeState;
-use mesh_state::store::MemoryStore;
+use mesh_state::store::{MemoryStore, Op};
+use mesh_state::task::{TaskState, TaskStatus};
+use mesh_state::{codec, keys};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -132,4 +134,50 @@ async fn status_shows_the_cluster() {
     assert!(table.contains("web") && table.contains("silent"), "saw {table}");
     let (code, token) = outcome(&socket, "token worker").await;
     assert!(code == 0 && token.starts_with("SWMTKN-1-"), "saw {token}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_names_what_refuses_a_task_and_status_counts_it() {
+    let cluster = Cluster::start().await;
+    let socket = cluster.serve();
+    cluster.create(&published("web", 80)).await;
+    cluster.until("a task", |snapshot| snapshot.statuses.len() == 1).await;
+    let mut given = published("picky", 81);
+    given["TaskTemplate"]["Placement"] = json!({"Constraints": ["node.labels.zone==a"]});
+    cluster.create(&given).await;
+    cluster.until("its task", |snapshot| snapshot.statuses.len() == 2).await;
+    // The tests' loop places tasks anywhere: this one becomes as the scheduler would leave it.
+    let snapshot = cluster.context.snapshot();
+    let placed =
+        snapshot.tasks.values().find(|task| snapshot.spec_of(task).is_some_and(|spec| spec.name == "picky"));
+    let mut waiting = placed.unwrap().value.clone();
+    waiting.node_id = None;
+    waiting.leader_status = TaskStatus {
+        state: TaskState::Pending,
+        err: "no suitable node (scheduling constraints not satisfied on 3 nodes)".to_owned(),
+        ..TaskStatus::default()
+    };
+    let task = Op::put(keys::task(&waiting.id), codec::encode(&waiting).unwrap());
+    cluster.write(vec![task, Op::delete(keys::status(&waiting.id))]).await;
+    let (code, told) = outcome(&socket, "why picky").await;
+    assert_eq!(code, 0, "{told}");
+    for expected in ["picky: 0 of 1 task runs", "constraint node.labels.zone==a is not met (node-1"] {
+        assert!(told.contains(expected), "expected {expected} in\n{told}");
+    }
+    let (_, slot) = outcome(&socket, "-o json why picky.1").await;
+    let slot: Value = serde_json::from_str(&slot).unwrap();
+    assert_eq!(slot["slots"][0]["refused"][0]["reason"], "constraint node.labels.zone==a is not met");
+    assert_eq!(outcome(&socket, "why nosuch").await.0, 3, "an unknown service");
+    let output = mesh(&socket, "why picky.9").await;
+    assert_eq!(output.status.code(), Some(3), "an unknown slot");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("no slot or task picky.9; it has picky.1"), "saw {said}");
+
+    let (code, status) = outcome(&socket, "-o json status").await;
+    assert_eq!(code, 0, "{status}");
+    let status: Value = serde_json::from_str(&status).unwrap();
+    let about: Vec<_> = status["problems"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(about, ["picky"], "problems of {status}");
+    let output = mesh(&socket, "status --wait 1s").await;
+    assert_eq!(output.status.code(), Some(6), "something stays wrong");
 }

@@ -27,6 +27,7 @@ const CONTROL_PLANE: &[&str] = &[
     "stacks",
     "templates",
     "update_failures",
+    "why",
 ];
 /// Cluster tests for nodes on different data paths.
 const MIXED: &[&str] = &["mixed"];

@@ -34,6 +34,7 @@ const FLOORS: &[&[&str]] = &[
     &["config", "dump", "feed", "handover", "own_node", "vault", "waiting"],
     &["logs", "slots"],
     &["context", "planners"],
+    &["diagnosis"],
     &["at_rest", "trust"],
     &["bootstrap", "leader", "node_service", "remote_api"],
     &["backup_schedule", "metrics"],
@@ -49,7 +50,7 @@ const ONLY: &[(&str, &[&str])] =
     &[("planners", &["slots", "feed", "plan", "docker_json"]), ("slots", &["feed", "plan", "docker_json"])];
 
 /// Rooms whose functions decide from their arguments alone.
-const PURE: [&str; 3] = ["planners", "slots", "plan"];
+const PURE: [&str; 4] = ["diagnosis", "planners", "slots", "plan"];
 
 /// Names that a pure room must not use, and what to use instead.
 const IMPURE: &[(&str, &str)] = &[

@@ -33,7 +33,7 @@ pub(crate) struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 no such object; 4 the host can't be \
                           reached, is no manager, or has lost etcd; 5 check found errors, or warnings with --strict; 6 check \
-                          still found some after --wait.";
+                          or status still found some after --wait.";
 
 /// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -85,9 +85,16 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ServiceCommand,
     },
-    /// Show nodes with their liveness and weight, the leader, and services with their policy,
-    /// running and desired tasks.
-    Status,
+    /// Show what is wrong, then nodes with their liveness and weight, the leader, and services with
+    /// their policy, running and desired tasks.
+    Status(StatusArgs),
+    /// Show why the slots of a service have the tasks that they have, or none: what each waits for,
+    /// the nodes that refuse it and why, exit codes and the last log lines of what failed.
+    Why {
+        /// A service or a task: name, id or id prefix; or a slot, as web.3.
+        #[arg(value_name = "SERVICE|TASK")]
+        asked: String,
+    },
     /// Look for what keeps mesh from working on this node or in its cluster; each finding has its
     /// cure. Without --pre, --node or --cluster: this node, and its cluster if it has a manager.
     Check(CheckArgs),
@@ -175,6 +182,15 @@ pub(crate) enum ClientCommand {
         /// The client's name.
         name: String,
     },
+}
+
+/// How `mesh status` waits.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct StatusArgs {
+    /// Wait until there is no error and every service has its tasks, at most this long; exit with 6
+    /// if that isn't so by then.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) wait: Option<Duration>,
 }
 
 /// What `mesh check` looks at.

@@ -13,11 +13,14 @@ mod context;
 mod etcd_certificates;
 mod membership;
 mod policy;
+mod problems;
 mod remote_client;
 mod service;
+mod spent;
 mod status;
 mod table;
 mod token;
+mod why;
 
 use std::process::ExitCode;
 
@@ -67,7 +70,8 @@ async fn run(cli: &Cli) -> anyhow::Result<String> {
         }
         Command::Client(args) => remote_client::run(args, cli.output).await,
         Command::Backup { command } => backup::run(&client, command, cli.output).await,
-        Command::Status => status::show(&client, cli.output).await,
+        Command::Status(args) => status::show(&client, args.wait, cli.output).await,
+        Command::Why { asked } => why::show(&client, asked, cli.output).await,
         Command::EtcdCertificates { out, days, members } => etcd_certificates::make(out, *days, members),
         Command::Context { make_current } => context::set_up(&cli.host, *make_current),
         Command::Completions { shell } => completions(*shell),
@@ -87,6 +91,12 @@ fn completions(shell: clap_complete::Shell) -> anyhow::Result<String> {
 
 /// The exit codes that `--help` documents.
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<status::StillUnwell>() {
+        return 6;
+    }
+    if error.is::<why::NoSuchSlot>() {
+        return 3;
+    }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Refused { status: 404, .. }) => 3,
         Some(ClientError::Refused { status: 503, .. } | ClientError::Unreachable { .. }) => 4,

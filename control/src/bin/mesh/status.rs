@@ -1,21 +1,27 @@
-//! `mesh status`: shows nodes, the leader and services.
+//! `mesh status`: shows what is wrong, nodes, the leader and services.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use chrono::Utc;
 use mesh_state::lb::node_weight;
 use serde::Serialize;
 use serde_json::Value;
+use thiserror::Error;
 
 use crate::cli::Output;
 use crate::client::{Client, ClientError};
 use crate::policy::policy_of;
+use crate::problems::{self, Problem};
 use crate::service::labels_of;
 use crate::table;
 
 /// A node's clock that differs from its manager's by more than this gets a warning.
 const CLOCK_WARNED_BEYOND: Duration = Duration::from_secs(5);
+
+/// The pause between two looks of `--wait`.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// The state of the cluster.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -24,6 +30,8 @@ struct Status {
     /// Why what is shown may be old: the host's manager can't reach etcd.
     #[serde(skip_serializing_if = "String::is_empty")]
     error: String,
+    /// What is wrong, the worst first.
+    problems: Vec<Problem>,
     nodes: Vec<Node>,
     services: Vec<Service>,
 }
@@ -58,7 +66,33 @@ struct Service {
 }
 
 /// Prints the cluster's state.
-pub(crate) async fn show(client: &Client, output: Output) -> anyhow::Result<String> {
+///
+/// # Errors
+/// [`StillUnwell`] if there is an error or a service lacks tasks at the end of `wait`; a manager
+/// can't be asked.
+pub(crate) async fn show(client: &Client, wait: Option<Duration>, output: Output) -> anyhow::Result<String> {
+    let begun = Instant::now();
+    loop {
+        let (said, is_well) = look(client, output).await?;
+        match wait {
+            Some(limit) if !is_well && begun.elapsed() < limit => tokio::time::sleep(LOOK_PAUSE).await,
+            Some(_) if !is_well => {
+                println!("{said}");
+                return Err(StillUnwell.into());
+            }
+            _ => return Ok(said),
+        }
+    }
+}
+
+/// Something was still wrong when the time to wait was over.
+#[derive(Debug, Error)]
+#[error("something is still wrong, or a service still lacks tasks: see above")]
+pub(crate) struct StillUnwell;
+
+/// The state, and whether there is no error and every service has its tasks.
+async fn look(client: &Client, output: Output) -> anyhow::Result<(String, bool)> {
+    let verdict = problems::read(client).await?;
     let info = client.get("/info").await.context("read what the host knows of the cluster")?;
     let nodes = client.get("/nodes").await.context("read the nodes")?;
     let services = client.get("/services?status=true").await.context("read the services")?;
@@ -68,10 +102,14 @@ pub(crate) async fn show(client: &Client, output: Output) -> anyhow::Result<Stri
     let leader = info["Swarm"]["Mesh"]["Leader"].as_str().map(str::to_owned);
     let mut status = Status::read(leader, &list(&nodes, "nodes")?, &list(&services, "services")?);
     status.error = text(&info["Swarm"]["Error"]);
-    Ok(match output {
-        Output::Table => status.table(),
+    let head = verdict.text(Utc::now());
+    let is_well = verdict.is_well() && status.services.iter().all(Service::is_complete);
+    status.problems = verdict.problems;
+    let said = match output {
+        Output::Table => format!("{head}\n\n{}", status.table()),
         Output::Json => serde_json::to_string(&status).context("write the status as JSON")?,
-    })
+    };
+    Ok((said, is_well))
 }
 
 impl Status {
@@ -85,7 +123,13 @@ impl Status {
         let mut services: Vec<Service> = services.iter().map(Service::read).collect();
         services.sort_by(|one, other| one.name.cmp(&other.name));
         let leading_node = || nodes.iter().find(|node| node.leader).map(|node| node.name.clone());
-        Self { leader: leader.or_else(leading_node), error: String::new(), nodes, services }
+        Self {
+            leader: leader.or_else(leading_node),
+            error: String::new(),
+            problems: Vec::new(),
+            nodes,
+            services,
+        }
     }
 
     fn table(&self) -> String {
@@ -171,19 +215,31 @@ impl Node {
 }
 
 impl Service {
+    /// Whether all tasks run that should; a job's tasks end, so it is always complete.
+    fn is_complete(&self) -> bool {
+        self.mode.ends_with("job") || self.running >= self.desired
+    }
+
     fn read(service: &Value) -> Self {
         let status = &service["ServiceStatus"];
         let ports = service["Endpoint"]["Ports"].as_array();
         Self {
             name: text(&service["Spec"]["Name"]),
             id: text(&service["ID"]),
-            mode: if service["Spec"]["Mode"]["Global"].is_object() { "global" } else { "replicated" },
+            mode: mode(&service["Spec"]["Mode"]),
             running: status["RunningTasks"].as_u64().unwrap_or(0),
             desired: status["DesiredTasks"].as_u64().unwrap_or(0),
             ports: ports.into_iter().flatten().map(port).collect(),
             policy: policy_of(service).to_owned(),
         }
     }
+}
+
+/// The mode as `docker service ls` names it.
+fn mode(mode: &Value) -> &'static str {
+    let kinds = [("Global", "global"), ("ReplicatedJob", "replicated job"), ("GlobalJob", "global job")];
+    let found = kinds.into_iter().find(|(key, _)| mode[key].is_object());
+    found.map_or("replicated", |(_, name)| name)
 }
 
 /// `80->8080/tcp`, with a star before a port that every node answers on.
