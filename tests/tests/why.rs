@@ -32,7 +32,8 @@ fn tells(cluster: &Cluster, words: &[&str], expected: &[&str]) -> Result<()> {
 #[test]
 fn a_task_that_finds_no_node_names_every_reason_with_the_nodes() -> Result<()> {
     let cluster = cluster()?;
-    let constraints = ["--replicas=2", "--constraint=node.labels.zone==mars", "busybox", "sleep", "600"];
+    let constraints =
+        ["--detach", "--replicas=2", "--constraint=node.labels.zone==mars", "busybox", "sleep", "600"];
     let service = Service::create(&cluster, "nowhere", &constraints)?;
     let name = service.name();
     let reason = "3 nodes: constraint node.labels.zone==mars is not met";
@@ -52,7 +53,7 @@ fn a_task_that_finds_no_node_names_every_reason_with_the_nodes() -> Result<()> {
 #[test]
 fn a_crash_loop_shows_its_exit_codes_and_last_lines() -> Result<()> {
     let cluster = cluster()?;
-    let command = ["--restart-delay=1s", "busybox", "sh", "-c", "echo out of paper; exit 7"];
+    let command = ["--detach", "--restart-delay=1s", "busybox", "sh", "-c", "echo out of paper; exit 7"];
     let service = Service::create(&cluster, "crashing", &command)?;
     let name = service.name();
     tells(&cluster, &["why", name], &["exit code 7", "last lines of its log:\n    out of paper"])?;
