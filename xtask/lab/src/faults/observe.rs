@@ -71,10 +71,11 @@ fn addresses(docker: &Docker, tasks: &[&str]) -> Result<BTreeMap<String, Vec<Str
     Ok(rows.collect())
 }
 
-/// The tasks whose secrets and configs lie on the node.
+/// The tasks whose secrets and configs lie on the node. A node that had no task since it booted has
+/// no directory of them.
 fn files(lab: &Lab, node: &NodeRecord) -> Result<BTreeSet<String>> {
-    let words = ["find", TASK_FILES, "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\n"];
-    let listed = output_of(lab, node, &words)?;
+    let script = r#"[ ! -d "$1" ] || find "$1" -mindepth 1 -maxdepth 1 -printf '%f\n'"#;
+    let listed = output_of(lab, node, &["sh", "-c", script, "sh", TASK_FILES])?;
     Ok(listed.lines().filter_map(|name| name.strip_prefix("task-")).map(str::to_owned).collect())
 }
 
