@@ -121,6 +121,7 @@ struct Served {
     etcd: Arc<EtcdStore>,
     context: ApiContext,
     leadership: watch::Receiver<Option<Leadership>>,
+    registry: Registry,
 }
 
 /// Runs a manager until it gets a signal to stop; `reloader` reads its settings again.
@@ -196,7 +197,7 @@ async fn serve_cluster(
         start(config, listeners, (store, managed), opened, own_ports, &registry, &parts)?;
     supervisor::tell_status("serving");
     info!(name = config.name, nodes = %config.node_listen, socket = %config.socket.display(), "serving");
-    Ok(Some(Served { manager_token, etcd, context, leadership }))
+    Ok(Some(Served { manager_token, etcd, context, leadership, registry }))
 }
 
 /// Opens the cluster; waits for etcd, and for this manager's cluster in it, for as long as it

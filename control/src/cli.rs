@@ -107,8 +107,8 @@ pub struct Cli {
     )]
     pub docker_names: Vec<String>,
 
-    /// Address for /metrics, /healthz and /readyz [default: port 9465 of the address in
-    /// --advertise].
+    /// Address for /metrics, /healthz, /readyz and /prometheus-targets [default: port 9465 of the
+    /// address in --advertise].
     #[arg(long, env = "MESH_METRICS_LISTEN", value_name = "IP:PORT")]
     pub metrics_listen: Option<SocketAddr>,
 

@@ -203,7 +203,7 @@ impl Config {
             OwnPort::new(Protocol::Udp, self.vxlan_port, OwnPort::TUNNEL),
             OwnPort::new(Protocol::Udp, self.wireguard_port, OwnPort::ENCRYPTION),
             OwnPort::new(Protocol::Tcp, self.proxy.relay_port, "the relay between nodes"),
-            OwnPort::new(Protocol::Tcp, self.metrics_listen.port(), "agents' metrics"),
+            OwnPort::new(Protocol::Tcp, self.metrics_listen.port(), OwnPort::AGENT_METRICS),
         ];
         let managers: BTreeSet<u16> = self.managers.iter().map(SocketAddr::port).collect();
         let managers =

@@ -308,7 +308,7 @@ impl Life<'_> {
             }
         };
         let served = served.context("this manager stops")?;
-        own_etcd::start_upkeep(config, parts, &served);
+        own_etcd::start_upkeep(config, parts, &served)?;
         Ok((served.manager_token, served.context))
     }
 

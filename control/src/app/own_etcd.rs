@@ -49,8 +49,9 @@ pub(super) async fn remove_keys(settings: &ManagedSettings) -> anyhow::Result<()
 }
 
 /// Starts what keeps etcd and its members in order.
-pub(super) fn start_upkeep(config: &Config, parts: &Components, served: &Served) {
-    let upkeep = managed_etcd::upkeep::run(Arc::clone(&served.etcd), parts.stopping().clone());
+pub(super) fn start_upkeep(config: &Config, parts: &Components, served: &Served) -> anyhow::Result<()> {
+    let figures = managed_etcd::upkeep::Figures::register(&served.registry)?;
+    let upkeep = managed_etcd::upkeep::run(Arc::clone(&served.etcd), figures, parts.stopping().clone());
     parts.spawn("etcd's upkeep", async move {
         upkeep.await;
         Ok(())
@@ -72,4 +73,5 @@ pub(super) fn start_upkeep(config: &Config, parts: &Components, served: &Served)
         members.run(stop).await;
         Ok(())
     });
+    Ok(())
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mesh_runtime::error_chain;
 use mesh_state::store::{EtcdStore, MemberStatus};
+use prometheus::{IntGauge, Registry};
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -36,6 +37,49 @@ pub enum Step {
     Warn,
 }
 
+/// The gauges of the member, as it was last looked at.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    size: IntGauge,
+    in_use: IntGauge,
+    no_space: IntGauge,
+}
+
+impl Figures {
+    /// Registers `mesh_etcd_size_bytes`, `mesh_etcd_in_use_bytes`, `mesh_etcd_quota_bytes` and
+    /// `mesh_etcd_no_space`.
+    ///
+    /// # Errors
+    /// A family of the same name is already registered.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let quota = gauge("mesh_etcd_quota_bytes", "The size at which this manager's etcd refuses writes.")?;
+        quota.set(as_gauge(QUOTA_BYTES));
+        Ok(Self {
+            size: gauge("mesh_etcd_size_bytes", "The size of the database of this manager's etcd.")?,
+            in_use: gauge("mesh_etcd_in_use_bytes", "What of that size is in use.")?,
+            no_space: gauge(
+                "mesh_etcd_no_space",
+                "Whether this manager's etcd refuses writes because it has no room.",
+            )?,
+        })
+    }
+
+    fn show(&self, status: &MemberStatus) {
+        self.size.set(as_gauge(status.size_bytes));
+        self.in_use.set(as_gauge(status.in_use_bytes));
+        self.no_space.set(i64::from(status.no_space));
+    }
+}
+
+fn as_gauge(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
 /// What to do about a member that has this status. `since_defragmented` is the time since the last
 /// one, if this process did one.
 pub fn plan(status: &MemberStatus, since_defragmented: Option<Duration>) -> Vec<Step> {
@@ -55,8 +99,9 @@ pub fn plan(status: &MemberStatus, since_defragmented: Option<Duration>) -> Vec<
     steps
 }
 
-/// Looks after the member until `shutdown`. Failures are logged and tried again.
-pub async fn run(store: Arc<EtcdStore>, shutdown: CancellationToken) {
+/// Looks after the member until `shutdown`, and shows its size. Failures are logged and tried
+/// again.
+pub async fn run(store: Arc<EtcdStore>, figures: Figures, shutdown: CancellationToken) {
     let mut ticks = interval(PERIOD);
     let mut defragmented: Option<Instant> = None;
     loop {
@@ -71,6 +116,7 @@ pub async fn run(store: Arc<EtcdStore>, shutdown: CancellationToken) {
                 continue;
             }
         };
+        figures.show(&status);
         for step in plan(&status, defragmented.map(|moment| moment.elapsed())) {
             let done = match step {
                 Step::Defragment => {
@@ -115,6 +161,20 @@ mod tests {
         assert_eq!(plan(&status(GIB, GIB / 4, false), Some(DEFRAGMENT_PERIOD)), [Step::Defragment]);
         assert_eq!(plan(&status(GIB, GIB / 2 + 1, false), None), [], "little to gain");
         assert_eq!(plan(&status(SMALL_BYTES, 0, false), None), [], "too small to matter");
+    }
+
+    #[test]
+    fn a_scrape_shows_the_member_and_its_quota() {
+        let registry = Registry::new();
+        let figures = Figures::register(&registry).unwrap();
+        figures.show(&status(2 * GIB, GIB, true));
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        for (name, value) in
+            [("size_bytes", 2 * GIB), ("in_use_bytes", GIB), ("quota_bytes", QUOTA_BYTES), ("no_space", 1)]
+        {
+            let line = format!("\nmesh_etcd_{name} {value}\n");
+            assert!(text.contains(&line), "{line:?} is missing in\n{text}");
+        }
     }
 
     #[test]

@@ -1,14 +1,16 @@
-//! Serves `/metrics`, `/healthz` and `/readyz`.
+//! Serves `/metrics`, `/healthz`, `/readyz` and, for the service discovery of Prometheus,
+//! `/prometheus-targets`.
 //!
 //! Invariant: no endpoint waits for the store.
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use prometheus::{Encoder as _, Registry, TextEncoder};
 
+use super::targets;
 use crate::feed::watch::Feed;
 
 /// The sources of the endpoints.
@@ -16,7 +18,7 @@ use crate::feed::watch::Feed;
 pub struct Admin {
     /// All metric families of this process.
     pub registry: Registry,
-    /// The feed, for whether there is a snapshot.
+    /// The feed, for whether there is a snapshot, and for the targets in it.
     pub feed: Feed,
 }
 
@@ -26,6 +28,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route("/prometheus-targets", get(prometheus_targets))
         .with_state(admin)
 }
 
@@ -47,4 +50,14 @@ async fn ready(State(admin): State<Admin>) -> Response {
         return "ok\n".into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, "the cluster was not read from etcd yet\n").into_response()
+}
+
+/// Prometheus keeps the targets that it knows while this is no 200. An empty list would take them
+/// away.
+async fn prometheus_targets(State(admin): State<Admin>) -> Response {
+    let snapshot = admin.feed.snapshot();
+    if snapshot.cluster.is_none() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the cluster was not read from etcd yet\n").into_response();
+    }
+    Json(targets::of(&snapshot)).into_response()
 }

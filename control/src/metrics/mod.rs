@@ -10,3 +10,4 @@ pub mod certificates;
 pub mod clocks;
 pub mod cluster;
 pub mod store;
+pub mod targets;

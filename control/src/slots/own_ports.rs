@@ -27,7 +27,7 @@ pub const REMOTE_API: &str = "remote clients of the Docker API";
 pub fn of_manager(nodes: u16, metrics: u16, docker: Option<u16>, etcd: BTreeSet<u16>) -> Vec<OwnPort> {
     let own = [
         OwnPort::new(Protocol::Tcp, nodes, "agents' streams to managers"),
-        OwnPort::new(Protocol::Tcp, metrics, "managers' metrics"),
+        OwnPort::new(Protocol::Tcp, metrics, OwnPort::MANAGER_METRICS),
     ];
     let docker = docker.map(|port| OwnPort::new(Protocol::Tcp, port, REMOTE_API));
     let etcd = etcd.into_iter().map(|port| OwnPort::new(Protocol::Tcp, port, "etcd"));

@@ -189,6 +189,12 @@ impl OwnPort {
     /// The purpose of the tunnel's port.
     pub const TUNNEL: &str = "the tunnel between nodes";
 
+    /// The purpose of the port of an agent's metrics.
+    pub const AGENT_METRICS: &str = "agents' metrics";
+
+    /// The purpose of the port of a manager's metrics.
+    pub const MANAGER_METRICS: &str = "managers' metrics";
+
     /// The purpose of the port of encrypted tunnels.
     pub const ENCRYPTION: &str = "encrypted tunnels between nodes";
 

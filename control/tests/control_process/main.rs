@@ -299,6 +299,9 @@ async fn the_metrics_are_sound() {
     })
     .await;
     assert!(metrics.contains("route=\"/services/create\""), "the API's requests are not counted:\n{metrics}");
+    let targets = manager.admin("prometheus-targets").await.unwrap();
+    let own = format!("\"targets\":[\"{}\"]", manager.metrics);
+    assert!(targets.contains(&own), "a manager does not name itself as a target: {targets}");
     let mut promtool = std::process::Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(std::process::Stdio::piped())
