@@ -2,7 +2,7 @@
 //!
 //! Purpose: answer what operators ask when something does not work, from the same snapshot that the
 //! planners decide on: [`problems`] lists what needs a person, each with its cause and what to do
-//! next; [`why`] tells the story of each slot of a service.
+//! next; [`why()`] tells the story of each slot of a service.
 //!
 //! Invariants: pure; a problem names one object; the worst come first; nothing here shows a secret,
 //! an environment or a command line.
