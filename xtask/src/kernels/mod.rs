@@ -37,7 +37,7 @@ pub struct KernelsArgs {
     #[arg(long)]
     full: bool,
     /// Instead of the tests, make a lab of three nodes in each machine, publish a port, and ask
-    /// every node (an hour; needs root)
+    /// every node (5 to 15 minutes each on an idle machine; needs root)
     #[arg(long, conflicts_with = "full")]
     lab: bool,
     /// Only this kernel, instead of both
@@ -73,7 +73,7 @@ pub fn check() -> Result<()> {
     run(&KernelsArgs { full: false, lab: false, kernel: None })
 }
 
-/// Boots the kernels at the same time, and runs the tests on each.
+/// Boots the kernels, and runs the tests on each at the same time, or a lab on one after the other.
 ///
 /// # Errors
 /// As for [`check`].
@@ -100,18 +100,28 @@ pub fn run(args: &KernelsArgs) -> Result<()> {
         let kernel = Kernel::get(series.version(), &directory)?;
         machines.push(prepare(series.version(), &kernel, tests.as_ref(), &jobs, &directory)?);
     }
-    let runs = |machine: &Machine| machine.run(&jobs, limit);
-    let outcomes: Vec<Result<()>> = thread::scope(|scope| {
-        let running: Vec<_> = machines.iter().map(|machine| scope.spawn(move || runs(machine))).collect();
-        let ended = running.into_iter().map(thread::ScopedJoinHandle::join);
-        ended.map(|outcome| outcome.unwrap_or_else(|_| bail!("the thread of a machine panicked"))).collect()
-    });
+    // A lab needs all CPUs, or its managers lose their leases.
+    let outcomes = if args.lab {
+        machines.iter().map(|machine| machine.run(&jobs, limit)).collect()
+    } else {
+        run_beside_each_other(&machines, &jobs, limit)
+    };
     let failures: Vec<String> =
         outcomes.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
     if failures.is_empty() {
         return Ok(());
     }
     bail!("{}", failures.join("\n"))
+}
+
+/// Runs all machines at the same time.
+fn run_beside_each_other(machines: &[Machine], jobs: &[Job], limit: Duration) -> Vec<Result<()>> {
+    thread::scope(|scope| {
+        let start = |machine| scope.spawn(move || Machine::run(machine, jobs, limit));
+        let running: Vec<_> = machines.iter().map(start).collect();
+        let ended = running.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.map(|outcome| outcome.unwrap_or_else(|_| bail!("the thread of a machine panicked"))).collect()
+    })
 }
 
 /// The tests that a machine runs, one after the other.
