@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use mesh_lab::artifacts::Binaries;
 use mesh_lab::cluster::{Cluster, eventually};
+use mesh_tests::lab::PowerCut;
 use mesh_tests::{PATIENCE, Service, cluster};
 
 /// What `mesh` prints on the first node, which is a manager, and its exit code.
@@ -59,4 +60,17 @@ fn a_crash_loop_shows_its_exit_codes_and_last_lines() -> Result<()> {
     tells(&cluster, &["why", name], &["exit code 7", "last lines of its log:\n    out of paper"])?;
     let loops = format!("{name}.1 failed ");
     tells(&cluster, &["status"], &[&format!("service {name} 0 of 1 task runs: {loops}"), "non-zero exit (7)"])
+}
+
+#[test]
+fn a_node_without_power_is_a_problem_until_it_is_back() -> Result<()> {
+    let cluster = cluster()?;
+    let node = &cluster.record.nodes[2].name;
+    let cut = PowerCut::of(&cluster, node)?;
+    tells(&cluster, &["status"], &[&format!("‼ node {node} is silent")])?;
+    tells(&cluster, &["status"], &[&format!("× node {node} is down")])?;
+    cut.restore(&cluster)?;
+    let (said, code) = mesh(&cluster, &["status", "--wait", "30s"])?;
+    ensure!(code == Some(0), "expected all to be well again, saw exit code {code:?}: {said}");
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! `GET /swarm/problems` and `GET /services/{id}/why`: what is wrong, for `mesh` and the page.
+//! `GET /swarm/problems` and `GET /services/{id}/why`: what is wrong, for `mesh`.
 //!
 //! Mesh's own calls, below Docker's segments so that the agent's socket passes them on.
 
@@ -19,6 +19,8 @@ pub(crate) struct Verdict {
     /// How many services and nodes there are.
     services: usize,
     nodes: usize,
+    /// How many tasks are wanted and don't run.
+    unfilled: usize,
     /// The worst first.
     problems: Vec<Problem>,
 }
@@ -26,10 +28,12 @@ pub(crate) struct Verdict {
 /// `GET /swarm/problems`
 pub(crate) async fn problems(State(context): State<ApiContext>) -> Result<Json<Verdict>, ApiError> {
     let snapshot = access::seen(&context).await?;
+    let now = Utc::now();
     Ok(Json(Verdict {
         services: snapshot.services.len(),
         nodes: snapshot.nodes.len(),
-        problems: diagnosis::problems(Utc::now(), &snapshot, context.is_store_connected()),
+        unfilled: diagnosis::unfilled(now, &snapshot),
+        problems: diagnosis::problems(now, &snapshot, context.is_store_connected()),
     }))
 }
 

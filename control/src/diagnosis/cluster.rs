@@ -51,3 +51,25 @@ fn problem(severity: Severity, cause: String, cure: &str) -> Problem {
         cure: cure.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::cluster::Manager;
+    use mesh_state::keys;
+
+    use super::*;
+    use crate::fixtures::World;
+
+    #[test]
+    fn a_cluster_without_a_leader_or_its_store_says_so_and_an_ordinary_one_nothing() {
+        let mut world = World::new();
+        let told = |world: &World, is_connected| {
+            let found = problems(&world.snapshot, is_connected);
+            found.into_iter().map(|problem| problem.cause).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&world, true), ["no manager leads: nothing is scheduled"]);
+        assert!(told(&world, false)[0].contains("can't reach etcd"), "saw {:?}", told(&world, false));
+        world.put(keys::LEADER.to_owned(), &Manager { name: "m1".to_owned(), ..Manager::default() });
+        assert_eq!(told(&world, true), Vec::<String>::new());
+    }
+}

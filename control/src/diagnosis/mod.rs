@@ -7,7 +7,7 @@
 //! Invariants: pure; a problem names one object; the worst come first; nothing here shows a secret,
 //! an environment or a command line.
 //!
-//! Left to others: what a node knows about itself (`mesh check`), and how all this is shown.
+//! Left to others: what a node knows about itself (`mesh check`), and how problems are shown.
 
 mod cluster;
 mod nodes;
@@ -83,6 +83,11 @@ pub fn problems(now: Timestamp, snapshot: &ClusterSnapshot, is_connected: bool) 
         ))
     });
     found
+}
+
+/// How many tasks are wanted at `now` and don't run, those that are about to start too.
+pub fn unfilled(now: Timestamp, snapshot: &ClusterSnapshot) -> usize {
+    services::unfilled(now, snapshot)
 }
 
 /// `1 node`, `2 nodes`.

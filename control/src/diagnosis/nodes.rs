@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mesh_state::Timestamp;
-use mesh_state::node::{Availability, Node, NodeState};
+use mesh_state::node::{Availability, Node, NodeRole, NodeState};
 
 use super::{Kind, Problem, Severity, counted};
 use crate::feed::snapshot::ClusterSnapshot;
@@ -31,7 +31,11 @@ fn of_node(snapshot: &ClusterSnapshot, node: &Node) -> Vec<Problem> {
     let since = snapshot.liveness.get(&node.id).map(|liveness| liveness.since);
     match snapshot.node_state(&node.id) {
         NodeState::Down => {
-            found.push(about(Severity::Error, down(snapshot, node), since, cure_of_down(node)));
+            // A worker that was drained before it went down is being looked after.
+            let is_planned =
+                node.spec.availability == Availability::Drain && node.spec.role == NodeRole::Worker;
+            let severity = if is_planned { Severity::Warning } else { Severity::Error };
+            found.push(about(severity, down(snapshot, node), since, cure_of_down(node)));
             return found;
         }
         NodeState::Silent => found.push(about(
@@ -95,4 +99,49 @@ fn clock(snapshot: &ClusterSnapshot, node: &Node) -> Option<(String, String)> {
 /// Since when a node has its state, for the story of a slot.
 pub(super) fn since(snapshot: &ClusterSnapshot, node: &Node) -> Option<Timestamp> {
     snapshot.liveness.get(&node.id).map(|liveness| liveness.since)
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_state::cluster::Manager;
+    use mesh_state::keys;
+
+    use super::*;
+    use crate::fixtures::{World, node};
+
+    fn told(world: &World) -> Vec<(Severity, String)> {
+        problems(&world.snapshot).into_iter().map(|problem| (problem.severity, problem.cause)).collect()
+    }
+
+    #[test]
+    fn a_worker_that_was_drained_before_it_went_down_is_a_warning_and_another_node_an_error() {
+        for (availability, role, expected) in [
+            (Availability::Active, NodeRole::Worker, Severity::Error),
+            (Availability::Drain, NodeRole::Worker, Severity::Warning),
+            (Availability::Drain, NodeRole::Manager, Severity::Error),
+        ] {
+            let mut world = World::new();
+            let mut value = node("n1");
+            (value.spec.availability, value.spec.role) = (availability, role);
+            world.put_node(&value);
+            world.set_liveness(&value.id, NodeState::Down);
+            assert_eq!(told(&world), [(expected, "is down".to_owned())], "{availability:?}, {role:?}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_warned_of() {
+        for (ahead, expected) in [
+            (5_000, None),
+            (12_340, Some("its clock is 12.3 s ahead of its manager's")),
+            (-7_000, Some("its clock is 7.0 s behind its manager's")),
+        ] {
+            let mut world = World::with_nodes(["n1"]);
+            let nodes_off = [("n1".into(), ahead)].into();
+            let manager = Manager { name: "m1".to_owned(), nodes_off, ..Manager::default() };
+            world.put(keys::manager("m1"), &manager);
+            let causes: Vec<String> = told(&world).into_iter().map(|(_, cause)| cause).collect();
+            assert_eq!(causes.first().map(String::as_str), expected, "{ahead} ms");
+        }
+    }
 }

@@ -89,6 +89,36 @@ fn unmade(
     free.take(wanted.saturating_sub(made)).collect()
 }
 
+/// How many of the places should have a running task, and how many do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// Places where a task runs.
+    pub(super) running: usize,
+    /// Those, and places where none runs although one should.
+    pub(super) wanted: usize,
+}
+
+impl Tally {
+    /// Counts the places of a service.
+    pub(super) fn of(
+        now: Timestamp,
+        snapshot: &ClusterSnapshot,
+        service: &Service,
+        places: &[Place<'_>],
+    ) -> Self {
+        let conditions = places.iter().map(|place| place.condition(now, snapshot, service));
+        let counted: Vec<Condition> = conditions.filter(|condition| *condition != Condition::Idle).collect();
+        let running = counted.iter().filter(|condition| **condition == Condition::Runs).count();
+        Self { running, wanted: counted.len() }
+    }
+
+    /// `2 of 3 tasks run`.
+    pub(super) fn text(self) -> String {
+        let Self { running, wanted } = self;
+        format!("{running} of {wanted} {}", if wanted == 1 { "task runs" } else { "tasks run" })
+    }
+}
+
 impl Place<'_> {
     /// How the place is filled at `now`.
     pub(super) fn condition(

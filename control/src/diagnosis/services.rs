@@ -3,7 +3,7 @@
 use mesh_state::Timestamp;
 use mesh_state::service::{Service, UpdateState};
 
-use super::places::{self, CRASHES, Condition, Place};
+use super::places::{self, CRASHES, Condition, Place, Tally};
 use super::refused;
 use super::{Kind, Problem, Severity, counted};
 use crate::feed::snapshot::ClusterSnapshot;
@@ -36,6 +36,15 @@ fn of_service(now: Timestamp, snapshot: &ClusterSnapshot, service: &Service) -> 
     found
 }
 
+/// How many places of all services have no running task, although they should.
+pub(super) fn unfilled(now: Timestamp, snapshot: &ClusterSnapshot) -> usize {
+    let of_service = |service: &Service| {
+        let tally = Tally::of(now, snapshot, service, &places::of(snapshot, service));
+        tally.wanted - tally.running
+    };
+    snapshot.services.values().map(|service| of_service(service)).sum()
+}
+
 /// What is wrong with places that should have a running task, and have none.
 fn missing(
     now: Timestamp,
@@ -49,9 +58,8 @@ fn missing(
     if lacking.is_empty() {
         return None;
     }
-    let wanted = places.iter().filter(|place| condition(place) != Condition::Idle).count();
-    let running = places.iter().filter(|place| condition(place) == Condition::Runs).count();
-    let severity = if running == 0 { Severity::Error } else { Severity::Warning };
+    let tally = Tally::of(now, snapshot, service, &places);
+    let severity = if tally.running == 0 { Severity::Error } else { Severity::Warning };
     let since = lacking.iter().filter_map(|place| place.since(snapshot)).min();
     let mut causes: Vec<String> = lacking.iter().map(|place| cause(now, snapshot, service, place)).collect();
     causes.sort_unstable();
@@ -61,8 +69,7 @@ fn missing(
     } else {
         String::new()
     };
-    let tasks = if wanted == 1 { "task runs" } else { "tasks run" };
-    Some((severity, format!("{running} of {wanted} {tasks}: {}{more}", causes[0]), since))
+    Some((severity, format!("{}: {}{more}", tally.text(), causes[0]), since))
 }
 
 fn cause(now: Timestamp, snapshot: &ClusterSnapshot, service: &Service, place: &Place<'_>) -> String {

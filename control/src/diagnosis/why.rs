@@ -2,12 +2,12 @@
 
 use mesh_state::Timestamp;
 use mesh_state::service::Service;
-use mesh_state::task::{Slot, Task, TaskState};
+use mesh_state::task::{Slot, Task, TaskState, TaskStatus};
 use serde::Serialize;
 
-use super::places::{self, Condition, Place};
+use super::nodes;
+use super::places::{self, Place, Tally};
 use super::refused::{self, Refused};
-use super::{counted, nodes};
 use crate::feed::snapshot::{ClusterSnapshot, Stored};
 use crate::slots::{self, Filling};
 
@@ -53,9 +53,12 @@ pub struct SlotStory {
     pub node: String,
     /// Since when it has its state; of a task on a node that is down, since when the node is.
     pub since: Timestamp,
+    /// Its container's exit code, if the container ran and ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i64>,
     /// Why it failed or waits; empty if neither.
     pub error: String,
-    /// What happens next, if nothing runs: `starts again at …`, `its restart policy wants no more`.
+    /// What happens next, if nothing runs: `starts at …`, `its restart policy wants no other task`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub next: String,
     /// The nodes that can't take it, if it waits for one.
@@ -89,30 +92,28 @@ pub struct Ended {
 /// The stories of a service's slots at `now`.
 pub fn why(now: Timestamp, snapshot: &ClusterSnapshot, service: &Service) -> Why {
     let places = places::of(snapshot, service);
-    let condition = |place: &Place<'_>| place.condition(now, snapshot, service);
-    let running = places.iter().filter(|place| condition(place) == Condition::Runs).count();
-    let wanted = places.iter().filter(|place| place.is_wanted).count();
     let is_global = slots::is_global(&service.spec);
     // The slot of a node that may not run the task any more has only a history.
     let told = places.iter().filter(|place| !is_global || place.is_wanted || place.runs(snapshot));
     Why {
         id: service.id.to_string(),
         name: service.spec.name.clone(),
-        verdict: verdict(service, running, wanted),
+        verdict: verdict(service, &places, Tally::of(now, snapshot, service, &places), snapshot),
         update: update(service),
         slots: told.map(|place| story(now, snapshot, service, place)).collect(),
         left_out: if is_global { refused::left_out(snapshot, service) } else { Vec::new() },
     }
 }
 
-fn verdict(service: &Service, running: usize, wanted: usize) -> String {
-    if service.job.is_some() {
-        return format!(
-            "a job, of which {} now",
-            counted(running, "task") + if running == 1 { " runs" } else { " run" }
-        );
+fn verdict(service: &Service, places: &[Place<'_>], tally: Tally, snapshot: &ClusterSnapshot) -> String {
+    if service.job.is_none() {
+        return tally.text();
     }
-    format!("{running} of {wanted} {}", if wanted == 1 { "task runs" } else { "tasks run" })
+    let running = places.iter().filter(|place| place.runs(snapshot)).count();
+    format!(
+        "a job, of which {} now",
+        if running == 1 { "1 task runs".to_owned() } else { format!("{running} tasks run") }
+    )
 }
 
 fn update(service: &Service) -> String {
@@ -135,6 +136,7 @@ fn story(now: Timestamp, snapshot: &ClusterSnapshot, service: &Service, place: &
         desired_state: TaskState::Running.as_str(),
         node: String::new(),
         since: service.updated_at,
+        exit_code: None,
         error: String::new(),
         next: next(now, snapshot, service, tasks),
         refused: Vec::new(),
@@ -152,6 +154,7 @@ fn story(now: Timestamp, snapshot: &ClusterSnapshot, service: &Service, place: &
     told.desired_state = task.desired_state.as_str();
     told.node = node_of(snapshot, task);
     told.since = status.timestamp;
+    told.exit_code = exit_code(status);
     snapshot.error_of(task).clone_into(&mut told.error);
     if let Some(node) = task.node_id.as_ref().and_then(|id| snapshot.nodes.get(id))
         && snapshot.is_lost(&node.id)
@@ -196,21 +199,26 @@ fn next(now: Timestamp, snapshot: &ClusterSnapshot, service: &Service, tasks: &[
 
 fn ended(snapshot: &ClusterSnapshot, task: &Stored<Task>) -> Ended {
     let status = snapshot.status_of(task);
-    let container = status.container.as_ref().filter(|_| status.state.is_terminal());
     Ended {
         task_id: task.id.to_string(),
         state: status.state.as_str(),
         at: status.timestamp,
         node: node_of(snapshot, task),
-        exit_code: container.map(|container| container.exit_code),
+        exit_code: exit_code(status),
         error: snapshot.error_of(task).to_owned(),
     }
+}
+
+/// The exit code of a task's container, once the task has ended.
+fn exit_code(status: &TaskStatus) -> Option<i64> {
+    let container = status.container.as_ref().filter(|_| status.state.is_terminal());
+    container.map(|container| container.exit_code)
 }
 
 #[cfg(test)]
 mod tests {
     use mesh_state::node::{Availability, NodeState};
-    use mesh_state::task::{ContainerStatus, TaskStatus};
+    use mesh_state::task::ContainerStatus;
 
     use super::*;
     use crate::fixtures::{World, global, node, service, task};

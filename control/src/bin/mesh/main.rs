@@ -89,6 +89,9 @@ fn completions(shell: clap_complete::Shell) -> anyhow::Result<String> {
     Ok(String::from_utf8(text)?)
 }
 
+/// The exit code of a host that can't be reached, is no manager, or has lost etcd.
+const UNREACHABLE: u8 = 4;
+
 /// The exit codes that `--help` documents.
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<status::StillUnwell>() {
@@ -99,7 +102,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Refused { status: 404, .. }) => 3,
-        Some(ClientError::Refused { status: 503, .. } | ClientError::Unreachable { .. }) => 4,
+        Some(ClientError::Refused { status: 503, .. } | ClientError::Unreachable { .. }) => UNREACHABLE,
         _ => 1,
     }
 }

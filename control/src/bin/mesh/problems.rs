@@ -14,6 +14,8 @@ pub(crate) struct Verdict {
     /// How many services and nodes the cluster has.
     pub(crate) services: usize,
     pub(crate) nodes: usize,
+    /// How many tasks are wanted and don't run.
+    pub(crate) unfilled: usize,
     /// The worst first.
     pub(crate) problems: Vec<Problem>,
 }
@@ -39,14 +41,17 @@ pub(crate) struct Problem {
 /// # Errors
 /// It can't be reached, or answers something else.
 pub(crate) async fn read(client: &Client) -> anyhow::Result<Verdict> {
-    let found = client.get("/swarm/problems").await.context("read what is wrong")?;
+    let found = client
+        .get("/swarm/problems")
+        .await
+        .context("read what is wrong (a manager of an older version can't tell: upgrade it)")?;
     serde_json::from_value(found).map_err(|error| client.unreadable(error.to_string()).into())
 }
 
 impl Verdict {
-    /// Whether nothing is wrong, warnings aside.
+    /// Whether every task runs that should, and nothing is wrong, warnings aside.
     pub(crate) fn is_well(&self) -> bool {
-        self.problems.iter().all(|problem| problem.severity != "error")
+        self.unfilled == 0 && self.problems.iter().all(|problem| problem.severity != "error")
     }
 
     /// The verdict, and the problems under it.
@@ -103,17 +108,20 @@ mod tests {
     #[test]
     fn the_verdict_comes_first_and_each_problem_has_its_cure() {
         let now = DateTime::UNIX_EPOCH + chrono::TimeDelta::minutes(10);
-        let well = Verdict { services: 12, nodes: 1, problems: Vec::new() };
+        let well = Verdict { services: 12, nodes: 1, unfilled: 0, problems: Vec::new() };
         assert_eq!(well.text(now), "All well: 12 services, 1 node");
         let down = Problem { since: Some(DateTime::UNIX_EPOCH), ..problem("error", "node", "n1", "is down") };
         let unwell = Verdict {
             services: 1,
             nodes: 2,
+            unfilled: 0,
             problems: vec![down, problem("warning", "service", "web", "its update is paused")],
         };
         let expected = "1 problem, 1 warning: 1 service, 2 nodes\n× node n1 is down, for 10 minutes\n    cure: mesh why n1\n\
                         ‼ service web its update is paused\n    cure: mesh why web";
         assert_eq!(unwell.text(now), expected);
         assert!(!unwell.is_well());
+        assert!(well.is_well());
+        assert!(!Verdict { unfilled: 1, ..well }.is_well(), "a task that is about to start");
     }
 }

@@ -10,15 +10,13 @@ use serde::Serialize;
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::UNREACHABLE;
 use crate::cli::Output;
 use crate::client::{Client, ClientError};
 use crate::policy::policy_of;
 use crate::problems::{self, Problem};
 use crate::service::labels_of;
 use crate::table;
-
-/// A node's clock that differs from its manager's by more than this gets a warning.
-const CLOCK_WARNED_BEYOND: Duration = Duration::from_secs(5);
 
 /// The pause between two looks of `--wait`.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -73,15 +71,20 @@ struct Service {
 pub(crate) async fn show(client: &Client, wait: Option<Duration>, output: Output) -> anyhow::Result<String> {
     let begun = Instant::now();
     loop {
-        let (said, is_well) = look(client, output).await?;
-        match wait {
-            Some(limit) if !is_well && begun.elapsed() < limit => tokio::time::sleep(LOOK_PAUSE).await,
-            Some(_) if !is_well => {
+        let seen = look(client, output).await;
+        let is_time_left = wait.is_some_and(|limit| begun.elapsed() < limit);
+        match seen {
+            Ok((_, false)) if is_time_left => {}
+            // Managers elect a leader, or the agent is restarted.
+            Err(error) if is_time_left && crate::exit_code(&error) == UNREACHABLE => {}
+            Ok((said, false)) if wait.is_some() => {
                 println!("{said}");
                 return Err(StillUnwell.into());
             }
-            _ => return Ok(said),
+            Ok((said, _)) => return Ok(said),
+            Err(error) => return Err(error),
         }
+        tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
 
@@ -103,7 +106,7 @@ async fn look(client: &Client, output: Output) -> anyhow::Result<(String, bool)>
     let mut status = Status::read(leader, &list(&nodes, "nodes")?, &list(&services, "services")?);
     status.error = text(&info["Swarm"]["Error"]);
     let head = verdict.text(Utc::now());
-    let is_well = verdict.is_well() && status.services.iter().all(Service::is_complete);
+    let is_well = verdict.is_well();
     status.problems = verdict.problems;
     let said = match output {
         Output::Table => format!("{head}\n\n{}", status.table()),
@@ -165,18 +168,12 @@ impl Status {
         let node_headings =
             ["NODE", "ADDRESS", "ROLE", "STATE", "AVAILABILITY", "WEIGHT", "SUBNET", "DATAPATH"];
         let service_headings = ["SERVICE", "MODE", "TASKS", "PORTS", "POLICY"];
-        let leaderless = if self.leader.is_none() {
-            "\nno leader: nothing is scheduled until one is elected\n"
-        } else {
-            ""
-        };
         let old = match self.error.as_str() {
             "" => String::new(),
             error => format!("\nthis is what the manager saw last: {error}\n"),
         };
-        let clocks: String = self.nodes.iter().filter_map(Node::clock_warning).collect();
         format!(
-            "{}\n{old}{leaderless}{clocks}\n{}",
+            "{}\n{old}\n{}",
             table::render(node_headings, &nodes),
             table::render(service_headings, &services)
         )
@@ -202,24 +199,7 @@ impl Node {
     }
 }
 
-impl Node {
-    /// The warning about a clock that is five seconds off or more.
-    fn clock_warning(&self) -> Option<String> {
-        let off = Duration::from_millis(self.clock_ahead_ms.unsigned_abs());
-        let way = if self.clock_ahead_ms > 0 { "ahead of" } else { "behind" };
-        let (name, seconds) = (&self.name, off.as_secs_f64());
-        (off > CLOCK_WARNED_BEYOND).then(|| {
-            format!("\nthe clock of {name} is {seconds:.1} s {way} its manager's: set both by NTP\n")
-        })
-    }
-}
-
 impl Service {
-    /// Whether all tasks run that should; a job's tasks end, so it is always complete.
-    fn is_complete(&self) -> bool {
-        self.mode.ends_with("job") || self.running >= self.desired
-    }
-
     fn read(service: &Value) -> Self {
         let status = &service["ServiceStatus"];
         let ports = service["Endpoint"]["Ports"].as_array();
@@ -291,29 +271,8 @@ web       replicated   1/2     *:8080->80/tcp   least-connections";
     }
 
     #[test]
-    fn a_clock_that_is_off_is_warned_of() {
-        for (ahead_ms, expected) in [
-            (5_000, None),
-            (12_340, Some("the clock of node-2 is 12.3 s ahead of its manager's: set both by NTP")),
-            (-7_000, Some("the clock of node-2 is 7.0 s behind its manager's: set both by NTP")),
-        ] {
-            let mut status = status();
-            status.nodes[1].clock_ahead_ms = ahead_ms;
-            let table = status.table();
-            let said = table.lines().find(|line| line.starts_with("the clock"));
-            assert_eq!(said, expected, "{ahead_ms} ms");
-        }
-    }
-
-    #[test]
     fn a_state_that_may_be_old_is_shown_as_such() {
         let status = Status { error: "no quorum".to_owned(), ..status() };
         assert!(status.table().contains("what the manager saw last: no quorum"), "saw {}", status.table());
-    }
-
-    #[test]
-    fn a_cluster_without_a_leader_says_so() {
-        let status = Status { leader: None, ..status() };
-        assert!(status.table().contains("no leader"), "saw {}", status.table());
     }
 }

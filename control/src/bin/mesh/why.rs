@@ -21,7 +21,7 @@ const LOG_LIMIT: Duration = Duration::from_secs(5);
 const LOGS_MAX: usize = 5;
 
 /// The answer of `GET /services/{id}/why`.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all(deserialize = "PascalCase"))]
 struct Why {
     #[serde(rename(deserialize = "ID"))]
@@ -38,14 +38,15 @@ struct Why {
 
 /// A slot, or a task that is no more, was asked for and isn't there.
 #[derive(Debug, Error)]
-#[error("service {service} has no slot or task {asked}; it has {}", if .slots.is_empty() { "none".to_owned() } else { .slots.join(", ") })]
+#[error("service {service} has no slot or task {asked}; it has {}", if slots.is_empty() { "none" } else { slots })]
 pub(crate) struct NoSuchSlot {
     service: String,
     asked: String,
-    slots: Vec<String>,
+    /// The names of the slots that there are.
+    slots: String,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all(deserialize = "PascalCase"))]
 struct Slot {
     name: String,
@@ -55,6 +56,7 @@ struct Slot {
     desired_state: String,
     node: String,
     since: DateTime<Utc>,
+    exit_code: Option<i64>,
     error: String,
     #[serde(default)]
     next: String,
@@ -67,14 +69,14 @@ struct Slot {
     last_lines: Vec<String>,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all(deserialize = "PascalCase"))]
 struct Refused {
     reason: String,
     nodes: Vec<String>,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all(deserialize = "PascalCase"))]
 struct Ended {
     #[serde(rename(deserialize = "TaskID"))]
@@ -93,7 +95,8 @@ pub(crate) async fn show(client: &Client, asked: &str, output: Output) -> anyhow
     let found = found.with_context(|| format!("ask why {asked}"))?;
     let mut why: Why = serde_json::from_value(found).map_err(|error| client.unreadable(error.to_string()))?;
     if let Some(slot) = slot {
-        let slots = why.slots.iter().map(|told| told.name.clone()).collect();
+        let slots: Vec<&str> = why.slots.iter().map(|told| told.name.as_str()).collect();
+        let slots = slots.join(", ");
         why.slots.retain(|told| told.has(&slot));
         if why.slots.is_empty() {
             return Err(NoSuchSlot { service: why.name, asked: slot, slots }.into());
@@ -119,10 +122,14 @@ async fn named(client: &Client, asked: &str) -> anyhow::Result<(String, Option<S
         Err(ClientError::Refused { status: 404, .. }) => {}
         Err(error) => return Err(error).with_context(|| format!("look for {asked}")),
     }
-    if let Ok(task) = client.get(&format!("/tasks/{}", segment(asked))).await
-        && let (Some(id), Some(service)) = (task["ID"].as_str(), task["ServiceID"].as_str())
-    {
-        return Ok((service.to_owned(), Some(id.to_owned())));
+    match client.get(&format!("/tasks/{}", segment(asked))).await {
+        Ok(task) => {
+            let ids = task["ID"].as_str().zip(task["ServiceID"].as_str());
+            let (id, service) = ids.ok_or_else(|| client.unreadable("a task without ids".to_owned()))?;
+            return Ok((service.to_owned(), Some(id.to_owned())));
+        }
+        Err(ClientError::Refused { status: 404, .. }) => {}
+        Err(error) => return Err(error).with_context(|| format!("look for a task {asked}")),
     }
     let service = asked.rsplit_once('.').map_or(asked, |(service, _)| service);
     let found = client.get(&format!("/services/{}", segment(service))).await;
@@ -164,15 +171,15 @@ impl Slot {
         self.name == asked || self.task_id == asked || self.earlier.iter().any(|ended| ended.task_id == asked)
     }
 
-    /// The id of the newest task of the slot that failed, if no task runs.
+    /// The id of the newest task of the slot that failed, if the shown task doesn't run well: it
+    /// isn't running, its node is down, or the task before it failed, as in a crash loop.
     fn failed(&self) -> Option<String> {
-        if self.state == "running" {
-            return None;
-        }
-        if self.state == "failed" {
-            return Some(self.task_id.clone());
-        }
-        self.earlier.iter().find(|ended| ended.state == "failed").map(|ended| ended.task_id.clone())
+        let before = self.earlier.iter().map(|ended| (&ended.state, &ended.task_id));
+        let runs_well = self.state == "running"
+            && self.error.is_empty()
+            && self.earlier.first().is_none_or(|ended| ended.state != "failed");
+        let mut all = std::iter::once((&self.state, &self.task_id)).chain(before);
+        if runs_well { None } else { all.find(|(state, _)| *state == "failed").map(|(_, task)| task.clone()) }
     }
 }
 
@@ -195,6 +202,7 @@ impl Why {
                     slot.state.clone(),
                     ago(now, slot.since),
                     if slot.node.is_empty() { "-".to_owned() } else { slot.node.clone() },
+                    slot.exit_code.map_or_else(String::new, |code| code.to_string()),
                     slot.error.clone(),
                 ]
             })
@@ -204,7 +212,7 @@ impl Why {
             parts.push(format!("update: {}", self.update));
         }
         parts.push(String::new());
-        parts.push(table::render(["SLOT", "STATE", "FOR", "NODE", "ERROR"], &rows));
+        parts.push(table::render(["SLOT", "STATE", "FOR", "NODE", "EXIT", "ERROR"], &rows));
         parts.extend(self.slots.iter().filter_map(|slot| slot.details(now)));
         if !self.left_out.is_empty() {
             let lines: Vec<String> = self.left_out.iter().map(Refused::line).collect();
@@ -262,6 +270,7 @@ mod tests {
             desired_state: "running".to_owned(),
             node: String::new(),
             since: DateTime::UNIX_EPOCH,
+            exit_code: None,
             error: "no suitable node".to_owned(),
             next: String::new(),
             refused: vec![Refused {
@@ -279,6 +288,10 @@ mod tests {
             last_lines: vec!["no such file".to_owned()],
         };
         assert_eq!(slot.failed().as_deref(), Some("t1"));
+        let mut looping = Slot { state: "running".to_owned(), error: String::new(), ..slot.clone() };
+        assert_eq!(looping.failed().as_deref(), Some("t1"), "a crash loop, seen while it runs");
+        "shutdown".clone_into(&mut looping.earlier[0].state);
+        assert_eq!(looping.failed(), None, "a task that runs well");
         let why = Why {
             id: "s".to_owned(),
             name: "web".to_owned(),
@@ -290,8 +303,8 @@ mod tests {
         let expected = "\
 web: 0 of 1 task runs
 
-SLOT    STATE     FOR          NODE   ERROR
-web.1   pending   10 minutes   -      no suitable node
+SLOT    STATE     FOR          NODE   EXIT   ERROR
+web.1   pending   10 minutes   -             no suitable node
 
 web.1
   2 nodes: constraint node.labels.zone==a is not met (n1, n2)
