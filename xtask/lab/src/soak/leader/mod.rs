@@ -113,6 +113,7 @@ fn kill_the_leader(
     let survivors: Vec<&str> = MANAGERS.into_iter().filter(|name| *name != leader).collect();
     let (docker, api) = (managers::docker(&cluster, survivors[0])?, Api::of(&cluster, survivors[0])?);
     let led_etcd = etcd::leads(lab, &leader)?;
+    let floor = takeover::floor(&api).context("a write before the leader's death")?;
     let traffic = start_traffic(&cluster, &survivors, args.rate)?;
     let polling = Polling::start(managers::sockets(&cluster, &survivors)?, POLL_PAUSE);
     rolling::begin(&docker, SERVICE, &[&format!("--update-order={order}"), value])?;
@@ -134,6 +135,7 @@ fn kill_the_leader(
     measured.tell(&format!("{order}: the dead machine led etcd, too"), led_etcd.to_string());
     measured.below(&format!("{order}: another manager leads"), seen.led, TAKEOVER_MAX);
     measured.below(&format!("{order}: what a client writes runs"), seen.runs, TAKEOVER_MAX);
+    measured.tell(&format!("{order}: the same before the death"), format!("{:.2} s", floor.as_secs_f64()));
     measured.tell(&format!("{order}: a write was taken"), format!("{:.2} s", seen.taken.as_secs_f64()));
     measured.tell(&format!("{order}: writes refused with 503"), seen.refused.to_string());
     updated?;

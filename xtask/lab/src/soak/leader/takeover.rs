@@ -65,16 +65,37 @@ fn leads(api: &Api, dead: &str, since: Instant) -> Result<Duration> {
     })
 }
 
-/// Writes again and again, each time another service, without waiting for the answer of the writes
-/// before: one that etcd's dead leader swallowed is answered only after a deadline. Returns when
-/// the first one was taken and when the first task ran, and the number of refusals.
+/// How long a write and its task's start take while nothing is broken: the floor of
+/// [`Takeover::runs`].
+///
+/// # Errors
+/// The write is refused, or no task runs.
+pub(super) fn floor(api: &Api) -> Result<Duration> {
+    let progress = Progress::default();
+    let written = write_one(api, &format!("{PROBE}-floor"), Instant::now(), &progress)?;
+    written.runs.context("the write was refused")
+}
+
+/// What the writes have come to, all together.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Whether a write was taken.
+    taken: AtomicBool,
+    /// Whether a task runs.
+    runs: AtomicBool,
+}
+
+/// Writes again and again until a write is taken, each time another service, without waiting for
+/// the answer of the writes before: one that etcd's dead leader swallowed is answered only after a
+/// deadline. Further writes would only make the tasks' start slower. Returns when the first one was
+/// taken and when the first task ran, and the number of refusals.
 fn write(api: &Api, since: Instant) -> Result<(Duration, Duration, usize)> {
-    let runs = AtomicBool::new(false);
+    let progress = Progress::default();
     let written: Vec<Written> = thread::scope(|scope| {
         let mut writes = Vec::new();
-        while !runs.load(Ordering::Relaxed) && since.elapsed() < PATIENCE {
-            let (name, runs) = (format!("{PROBE}{}", writes.len()), &runs);
-            writes.push(scope.spawn(move || write_one(api, &name, since, runs)));
+        while !progress.taken.load(Ordering::Relaxed) && since.elapsed() < PATIENCE {
+            let (name, progress) = (format!("{PROBE}{}", writes.len()), &progress);
+            writes.push(scope.spawn(move || write_one(api, &name, since, progress)));
             thread::sleep(WRITE_PAUSE);
         }
         let joined = writes.into_iter().map(|one| one.join().map_err(|_| anyhow!("a write panicked"))?);
@@ -92,17 +113,18 @@ struct Written {
     runs: Option<Duration>,
 }
 
-fn write_one(api: &Api, name: &str, since: Instant, others: &AtomicBool) -> Result<Written> {
+fn write_one(api: &Api, name: &str, since: Instant, progress: &Progress) -> Result<Written> {
     let answer = api.create(name)?;
     if answer.status != 201 {
         is_without_leader(&answer)?;
         return Ok(Written { taken: None, runs: None });
     }
+    progress.taken.store(true, Ordering::Relaxed);
     let mut written = Written { taken: Some(since.elapsed()), runs: None };
-    while !others.load(Ordering::Relaxed) {
+    while !progress.runs.load(Ordering::Relaxed) {
         if api.runs(name)? {
             written.runs = Some(since.elapsed());
-            others.store(true, Ordering::Relaxed);
+            progress.runs.store(true, Ordering::Relaxed);
         }
         ensure!(since.elapsed() < PATIENCE, "no task of {name} runs");
         thread::sleep(PAUSE);
